@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 CONFIG ?= deploy/configs/embedded.toml
 RUN_DIR ?= runs/service
+PARTS ?= all
 export PYTHONPATH := $(CURDIR)
 PARALLEL := $(PYTHON) -m pytest -n 2 --dist loadfile # a file's tests share their fixtures
 
@@ -53,8 +54,8 @@ status: setup ## Report whether the service of `make up` runs, and which scorers
 down: setup ## Stop the service of `make up`
 	@$(PYTHON) -m services down --run-dir $(RUN_DIR)
 
-weights: setup ## Retrain every embedded model from seeds, measure it, record its golden scores (resumes after a stop)
-	@$(PYTHON) -m embedded.makers
+weights: setup ## Retrain the embedded models from seeds, measure them, record golden scores (PARTS=base, flow or all)
+	@$(PYTHON) -m embedded.makers --parts $(PARTS)
 	@$(PYTHON) -m services golden deploy/configs/embedded.toml embedded/golden.json
 
 bench-serving: setup ## Compare Synod with other servers in one run (ARGS="--quick"; ARGS=--help explains)

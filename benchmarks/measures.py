@@ -13,7 +13,7 @@ PRIMARY: Final = "image part"
 
 
 def _concepts(row: Row) -> float | None:
-    return None if row.pathway == "none" else row.image_part
+    return row.image_part if row.key.startswith("<") else None  # a key begins with the concept, else with a tag
 
 
 MEASURES: Final[Mapping[str, Callable[[Row], float | None]]] = {

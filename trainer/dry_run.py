@@ -21,6 +21,7 @@ from trainer.out_of_memory import configuration_of, explain_out_of_memory, memor
 from trainer.policy.base import Policy
 from trainer.processes import processes
 from trainer.rewards.base import RewardBackend
+from trainer.rewards.intrinsic import with_intrinsic
 from trainer.rewards.service import RewardService
 from trainer.rollout import ScoredGroup, draw_groups
 from trainer.run import make_policy
@@ -44,9 +45,10 @@ def dry_run(settings: TrainerSettings) -> int:
         policy = make_policy(settings)
     peaks["load"] = peak_gib()
     with closing(RewardService(settings.rewards, log=tqdm.write)) as service:
-        service.wait_ready()
-        service.check_served(wanted)
-        group = _one_group(settings, policy, service, clock, peaks)
+        if wanted:
+            service.wait_ready()
+            service.check_served(wanted)
+        group = _one_group(settings, policy, with_intrinsic(service, policy, settings, clock), clock, peaks)
     print(report(settings, policy, group, clock.lap(), peaks))
     return 0
 

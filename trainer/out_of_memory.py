@@ -76,7 +76,7 @@ def memory_of(policy: Policy, settings: TrainerSettings, configuration: Configur
     return update_memory(
         weights,
         trainable,
-        reference=settings.loss.needs_reference and not configuration.lora,
+        reference=settings.needs_reference and not configuration.lora,
         activations=policy.activation_bytes(configuration.micro_batch, checkpointing=configuration.checkpointing),
         copies=2 * trainable if half else 0,
         shard=settings.ranks.shard,

@@ -16,14 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from synod.contracts import Pixels, ScoreFailure, ScoreItem
+from trainer import scenarios
 from trainer.algorithms.aggregate import GroupRewards, is_flat
 from trainer.algorithms.screen import ScreenResult, best_and_worst, screen, top_up
 from trainer.clock import Clock
 from trainer.distributed import Ranks
 from trainer.out_of_memory import explain_out_of_memory
-from trainer.policy.base import Policy
+from trainer.policy.base import Editor, Policy
 from trainer.rewards.base import RewardBackend
-from trainer.scenarios import compound, reward_item, surrogate_item
+from trainer.rewards.terms import Items, submit_terms
+from trainer.scenarios import condition, reward_item, surrogate_item
 from trainer.screen_plan import Plan, ScreenPlan
 from trainer.settings import TrainerSettings
 from trainer.types import Reward, Rollout, Seed, Task
@@ -78,7 +80,7 @@ Sampling = Generator[Awaited, bool | None, Previews]  # send True to draw withou
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredGroup:
-    """The kept rollouts, finished, with their images uint8 [H W 3], rewards and answers in the same order.
+    """The kept rollouts, finished, with their first images uint8 [H W 3], rewards and answers in the same order.
 
     A group that another rank drew has its scores, rewards and answers, but no rollouts and no images. `audit` has the
     rewards of `previews.audited`, which are not part of the group. `found_flat` is that rank's `is_flat`, so that
@@ -87,7 +89,7 @@ class ScoredGroup:
 
     previews: Previews
     rollouts: tuple[Rollout, ...]
-    images: tuple[Pixels, ...]
+    images: tuple[Pixels | None, ...]
     rewards: tuple[Reward, ...]
     answers: tuple[str, ...]
     audit: tuple[Reward, ...] = ()
@@ -109,11 +111,11 @@ class ScoredGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """The kept rollouts, finished, with their images and pending rewards in the same order; `audit` of audited ones."""
+    """The kept rollouts, finished, with their first images and pending rewards in order; `audit` of audited ones."""
 
     previews: Previews
     rollouts: tuple[Rollout, ...]
-    images: tuple[Pixels, ...]
+    images: tuple[Pixels | None, ...]
     pending: tuple[Future[list[Reward]], ...]
     audit: tuple[Future[list[Reward]], ...] = ()
 
@@ -238,7 +240,7 @@ def _surrogate_scores(
     """
     if images is None or settings.rewards.is_screened_by_reward:
         items = reward_items(task, rollouts, images or [None] * len(rollouts))
-        return service.submit_previews(items, task.reward)
+        return service.submit_previews(items, task.reward.of_previews)
     return service.submit_previews([surrogate_item(task, image) for image in images])
 
 
@@ -251,7 +253,7 @@ def _no_scores(count: int) -> Future[list[Reward]]:
 def finish(
     policy: Policy, service: RewardBackend, previews: Previews, settings: TrainerSettings, clock: Clock
 ) -> Group:
-    """Finish the kept previews and request their rewards, `reward_batch_size` at a time; then the audited ones.
+    """Finish the turns of the kept previews and request their rewards, `reward_batch_size` at a time; then the audited.
 
     The service scores one batch while the next is drawn. The audit's batches are its own, so that it changes no kept
     rollout.
@@ -261,17 +263,15 @@ def finish(
     for indices, phases in parts:
         chosen = [previews.rollouts[i] for i in indices]
         rollouts: list[Rollout] = []
-        images: list[Pixels] = []
+        images: list[Pixels | None] = []
         pending: list[Future[list[Reward]]] = []
         for first in range(0, len(chosen), settings.reward_batch_size):
             batch = chosen[first : first + settings.reward_batch_size]
-            with clock(phases[0]):
-                finished = continue_images(policy, batch, policy.image_steps)
-            with clock(phases[1]):
-                decoded = policy.images([rollout.image for rollout in finished])
-            pending.append(service.submit(reward_items(previews.task, finished, decoded), previews.task.reward))
+            finished, decoded = finish_turns(policy, [previews.task] * len(batch), batch, clock, phases)
+            items = [result_items(previews.task, *one) for one in zip(finished, decoded, strict=True)]
+            pending.append(submit_terms(service, items, previews.task.reward))
             rollouts += finished
-            images += decoded
+            images += [next(iter(drawn), None) for drawn in decoded]
         found.append((tuple(rollouts), tuple(images), tuple(pending)))
     kept, (_, _, audit) = found
     return Group(previews, *kept, audit)
@@ -425,28 +425,64 @@ def reward_items(task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixel
     return [reward_item(task, p, r.answer, references) for r, p in zip(rollouts, images, strict=True)]
 
 
-def start(policy: Policy, tasks: Sequence[Task], seeds: Sequence[Seed], clock: Clock) -> list[Rollout]:
-    """Return a rollout of each task before the first step of its image; a task with a query is answered first.
+def result_items(task: Task, rollout: Rollout, images: Sequence[Pixels]) -> Items:
+    """Return the request items of a finished rollout with these images, with the first REFERENCES of the concept."""
+    references = task.profile.images[:REFERENCES] if task.profile is not None else ()
+    return scenarios.result_items(task, images, rollout.answer, references)
 
-    `index` is the last number of a seed.
-    """
+
+def start(policy: Policy, tasks: Sequence[Task], seeds: Sequence[Seed], clock: Clock) -> list[Rollout]:
+    """Return a rollout of each task before the first step of its first image; a task with a query is answered first."""
     asked = [place for place, task in enumerate(tasks) if task.query is not None]
     with clock("reason"):
         queries = [query for task in tasks if (query := task.query) is not None]
         answered = policy.answer(queries, [seeds[place] for place in asked]) if asked else ()
     answers = dict(zip(asked, answered, strict=True))
-    prompts = [
-        compound(task.prompt.text, answers[place].text if place in answers else "") for place, task in enumerate(tasks)
-    ]
+    rollouts = [Rollout(seed, (answers[place],) if place in answers else ()) for place, seed in enumerate(seeds)]
     with clock("preview"):
-        images = policy.start(prompts, seeds)
-    return [
-        Rollout(seed[-1], (answers[place], image) if place in answers else (image,))
-        for place, (seed, image) in enumerate(zip(seeds, images, strict=True))
-    ]
+        return _begin(policy, tasks, rollouts, 0, [()] * len(rollouts)) if tasks[0].draws else rollouts
+
+
+def _begin(
+    policy: Policy, tasks: Sequence[Task], rollouts: Sequence[Rollout], turn: int, images: Sequence[Sequence[Pixels]]
+) -> list[Rollout]:
+    """Return the rollouts with their next image before its first step, of draw number `turn`, after these images.
+
+    Each turn has its own random numbers.
+    """
+    rows = zip(tasks, rollouts, images, strict=True)
+    conditions = [condition(task, task.draws[turn], rollout.answer, drawn) for task, rollout, drawn in rows]
+    seeds = [(*rollout.seed, turn) if turn else rollout.seed for rollout in rollouts]
+    if any(one.source is not None for one in conditions):
+        assert isinstance(policy, Editor), "the settings give edits to a policy that edits"
+        begun = policy.edit(conditions, seeds)
+    else:
+        begun = policy.start([one.text for one in conditions], seeds)
+    return [replace(r, segments=(*r.segments, image)) for r, image in zip(rollouts, begun, strict=True)]
 
 
 def continue_images(policy: Policy, rollouts: Sequence[Rollout], until: int) -> list[Rollout]:
-    """Return the rollouts with their images at step `until`."""
+    """Return the rollouts with their last images at step `until`."""
     images = policy.denoise([rollout.image for rollout in rollouts], until)
     return [rollout.with_image(image) for rollout, image in zip(rollouts, images, strict=True)]
+
+
+def finish_turns(
+    policy: Policy,
+    tasks: Sequence[Task],
+    rollouts: Sequence[Rollout],
+    clock: Clock,
+    phases: tuple[str, str] = ("finish", "decode"),
+) -> tuple[list[Rollout], list[tuple[Pixels, ...]]]:
+    """Finish the begun images, draw those of later turns, and return the rollouts with the images of each in order."""
+    turns = len(tasks[0].draws)
+    assert all(len(task.draws) == turns for task in tasks), "tasks of one kind"
+    finished, images = list(rollouts), [tuple[Pixels, ...]()] * len(rollouts)
+    for turn in range(turns):
+        with clock(phases[0]):
+            begun = _begin(policy, tasks, finished, turn, images) if turn else finished
+            finished = continue_images(policy, begun, policy.image_steps)
+        with clock(phases[1]):
+            decoded = policy.images([rollout.image for rollout in finished])
+        images = [(*drawn, image) for drawn, image in zip(images, decoded, strict=True)]
+    return finished, images

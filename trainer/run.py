@@ -27,6 +27,7 @@ from trainer.policy.base import Policy
 from trainer.policy.show_o.policy import ShowO
 from trainer.processes import processes
 from trainer.report.page import write_report
+from trainer.rewards.intrinsic import with_intrinsic
 from trainer.rewards.served import Wanted
 from trainer.rewards.service import RewardService
 from trainer.run_dir import RESTART_S, check_shared, run_lock
@@ -77,13 +78,15 @@ def _run(settings: TrainerSettings, policy: Policy, wanted: Sequence[Wanted], ra
     controller = make_controller(settings.screen.threshold, settings.screen.target_pass_rate)
     with closing(RewardService(settings.rewards, log=_log_of(ranks))) as service:
         with ranks.together():
-            service.wait_ready()
-            service.check_served(wanted)
+            if wanted:
+                service.wait_ready()
+                service.check_served(wanted)
+            rewards = with_intrinsic(service, policy, settings, ranks.clock)
         held_out = None
         if evaluated and settings.data.heldout is not None:
-            held_out = HeldOut(settings, service, log, ranks)
+            held_out = HeldOut(settings, rewards, log, ranks)
             held_out.before(policy)
-        state = train(settings, policy, service, controller, log, held_out, ranks)
+        state = train(settings, policy, rewards, controller, log, held_out, ranks)
         is_over = held_out is not None and held_out.is_over(state.step)
         if state.step >= settings.steps or is_over:
             with state.averaged():
@@ -140,11 +143,11 @@ def _silent(message: str) -> None:
 
 
 def make_policy(settings: TrainerSettings) -> Policy:
-    """Load the policy of the settings, onto a GPU if there is one, with its reference if a KL term needs that."""
+    """Load the policy of the settings, onto a GPU if there is one, with its reference if they need that."""
     policy = registry.load(settings.policy, settings.seed, concept_names(settings.data))
     _check_prompts(policy, settings)
     policy.to(device())
-    if settings.loss.needs_reference:
+    if settings.needs_reference:
         policy.keep_reference()
     return policy
 

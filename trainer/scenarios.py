@@ -13,12 +13,16 @@ from dataclasses import replace
 import numpy as np
 
 from synod.contracts import Pixels, Reasoning, ScoreItem
-from trainer.types import ConceptProfile, Pathway, Prompt, Query, RewardSpec, Task
+from trainer.settings.data import TEMPLATES
+from trainer.types import ConceptProfile, Condition, Draw, Pathway, Prompt, Query, Result, RewardSpec, Task
 
 
-def textual_query(facts: Sequence[str], prompt_text: str) -> str:
-    """Return the query of textual attribute reasoning: "{fact}. {fact}. {prompt}"."""
-    return ". ".join((*(fact.rstrip(". ") for fact in facts), prompt_text))
+def textual_query(facts: Sequence[str], prompt_text: str, template: str = TEMPLATES["plain"], name: str = "") -> str:
+    """Return the query of textual attribute reasoning: a template with {facts}, {prompt} and {name} filled in.
+
+    The facts are "{fact}. {fact}" without a period at the end; "plain" is "{facts}. {prompt}".
+    """
+    return template.format(facts=". ".join(fact.rstrip(". ") for fact in facts), prompt=prompt_text, name=name)
 
 
 def compound(prompt_text: str, answer: str) -> str:
@@ -28,20 +32,25 @@ def compound(prompt_text: str, answer: str) -> str:
 
 
 def make_task(
-    prompt: Prompt, profile: ConceptProfile | None, pathway: Pathway, reward: RewardSpec, rng: np.random.Generator
+    prompt: Prompt,
+    profile: ConceptProfile | None,
+    pathway: Pathway,
+    reward: RewardSpec,
+    rng: np.random.Generator,
+    template: str = TEMPLATES["plain"],
 ) -> Task:
     """Create the task of a prompt on a pathway, rewarded by `reward`.
 
-    textual  the query lists the facts in an order drawn from `rng`, without an image; `truth` marks the fact that the
-             prompt hints at, and is 0 everywhere if it hints at none (then an empty answer is right)
+    textual  the query, by `template`, lists the facts in an order drawn from `rng`, without an image; `truth` marks the
+             fact that the prompt hints at, and is 0 everywhere if it hints at none (then an empty answer is right)
     visual   a stored (query, answer) and an image are drawn from `rng`; the segments are all stored answers in a random
              order, and `truth` marks the asked one. The paper leaves this pathway's segments open (eq. 30)
-    none     no query
+    none     no query; the prompt may be about a concept
 
     Raises ValueError if the pathway needs a profile, facts, answers or images that are missing.
     """
     if pathway == "none":
-        return Task(f"{prompt.tag}/none", "none", prompt, reward, profile)
+        return Task(f"{prompt.concept or prompt.tag}/none", "none", prompt, reward, profile)
     if profile is None:
         raise ValueError(f"pathway '{pathway}' needs a concept, but the prompt {prompt.text!r} names none")
     key = f"{prompt.concept}/{pathway}"
@@ -51,7 +60,8 @@ def make_task(
         order = rng.permutation(len(profile.facts))
         facts = tuple(profile.facts[i] for i in order)
         truth = tuple(float(i == prompt.fact) for i in order)
-        return Task(key, pathway, prompt, reward, profile, Query(textual_query(facts, prompt.text)), facts, truth)
+        query = Query(textual_query(facts, prompt.text, template, prompt.concept or ""))
+        return Task(key, pathway, prompt, reward, profile, query, facts, truth)
     if not profile.answers or not profile.images:
         counts = f"{len(profile.answers)} answers and {len(profile.images)} images"
         raise ValueError(f"{prompt.concept} has {counts}; give at least one of each")
@@ -72,13 +82,34 @@ def surrogate_item(task: Task, image: Pixels) -> ScoreItem:
     return ScoreItem(image, task.prompt.text, concept=None if task.profile is None else task.profile.concept)
 
 
+def condition(task: Task, draw: Draw, answer: str, images: Sequence[Pixels]) -> Condition:
+    """Return what a turn draws from, after this answer and these images, uint8 [H W 3], of the rollout so far."""
+    source = images[draw.source] if isinstance(draw.source, int) else draw.source
+    return Condition(compound(draw.text or task.prompt.text, draw.read(answer)), source)
+
+
+def result_items(
+    task: Task, images: Sequence[Pixels], answer: str, references: Sequence[Pixels]
+) -> dict[Result, ScoreItem]:
+    """Return the request items of a finished rollout by what is scored: its images, and its answer alone.
+
+    The image that was edited back is compared with the source, and is to show what the source shows.
+    """
+    item = reward_item(task, images[0] if images else None, answer, references)
+    found: dict[Result, ScoreItem] = {"image": item, "answer": replace(item, image=None, references=())}
+    if len(images) > 1:
+        found["cycled"] = ScoreItem(images[1], task.caption, references=item.references)
+    return found
+
+
 def reward_item(task: Task, image: Pixels | None, answer: str, references: Sequence[Pixels]) -> ScoreItem:
     """Return the request item of an image uint8 [H W 3], with everything that its reward reads.
 
     Without an image it is for the terms that read only text.
 
     The prompt is `resolved`, the target of eq. 31: a score against the vague words would accept any hat. GenEval's
-    prompts carry their metadata, without references and reasoning; a plain prompt is sent alone.
+    prompts carry their metadata, without references; a plain prompt is sent alone. An edit is sent with its source and
+    both captions.
     """
     prompt = task.prompt
     item = ScoreItem(image, prompt.resolved or prompt.text)
@@ -86,4 +117,6 @@ def reward_item(task: Task, image: Pixels | None, answer: str, references: Seque
         item = replace(item, concept=task.profile.concept, references=tuple(references))
     if task.query is not None:
         item = replace(item, reasoning=Reasoning(answer, task.segments, task.truth))
+    if task.caption is not None and isinstance(source := task.draws[0].source, np.ndarray):
+        item = replace(item, references=(source,), source_prompt=task.caption)
     return replace(item, geneval=prompt.geneval)

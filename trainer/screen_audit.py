@@ -47,14 +47,15 @@ def _add(audit: Audit, group: ScoredGroup, settings: TrainerSettings) -> Audit:
 
 def work_of(group: ScoredGroup, settings: TrainerSettings, *, in_update: bool = True) -> Work:
     """Return the work of a group, without that of an audit."""
-    previews, total = group.previews, settings.policy.image_steps
+    previews, draws = group.previews, len(group.previews.task.draws)
     drawn, step, finished = previews.screened.drawn, previews.step, len(group.rewards)
+    total = draws * settings.policy.image_steps
     measured = previews.foretold or {}
     decoded = sum(drawn for at in measured if at) if measured else drawn * bool(step)
     return Work(
         answers=drawn * (previews.task.query is not None),
         steps=drawn * step + finished * (total - step),
-        images=decoded + finished,
+        images=decoded + draws * finished,
         scores=sum(score is not None for score in previews.scores) + drawn * len(measured),
         rewards=finished,
         rollouts=min(finished, settings.screen.group_size) * in_update,

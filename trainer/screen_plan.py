@@ -48,7 +48,7 @@ def fixed_plan(task: Task, settings: TrainerSettings, threshold: float | None) -
 
     Without a screen nothing is scored on the way, so images are drawn at once.
     """
-    limits, step = settings.screen, settings.screening_step
+    limits, step = settings.screen, settings.screening_step if task.draws else 0
     nothing_known = step == 0 and task.query is None
     threshold = None if nothing_known else threshold
     rate = 1.0 if threshold is None else limits.target_pass_rate

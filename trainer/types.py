@@ -6,38 +6,68 @@ The records of what a family of policies samples are in its folder, `trainer/pol
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol
 
 from synod.contracts import Concept, GenEvalMetadata, Pixels, ScoreFailure
 
-Pathway = Literal["visual", "textual", "none"]  # "none": the policy draws the prompt without reasoning
+Pathway = Literal["visual", "textual", "asked", "none"]  # "none": the policy draws the prompt without reasoning
 Modality = Literal["text", "image"]
 MODALITIES: Final[tuple[Modality, ...]] = ("text", "image")
 Seed = tuple[int, ...]  # (seed of the run, step, group, index of the rollout)
 Aggregation = Literal["sum", "gdpo"]
+Result = Literal["image", "answer", "cycled"]
+"""What a rollout's turns made: its first image, its answer, and the edited image that was edited back."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardSpec:
-    """What rewards a task's images: either scorers, which the trainer combines, or an ensemble of the service.
+    """What rewards a task's rollouts: either scorers, which the trainer combines, or an ensemble of the service.
 
     scorers      the weight of each scorer; negative weights punish. A scorer of weight 0 is only recorded
+    of           which result each scorer scores; the image, unless it is named here
     aggregation  "sum" adds the weighted scores; "gdpo" normalises each scorer within its group before that
     """
 
     scorers: Mapping[str, float] = field(default_factory=dict)
     ensemble: str | None = None
     aggregation: Aggregation = "sum"
+    of: Mapping[str, Result] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert bool(self.scorers) != (self.ensemble is not None), "either scorers or an ensemble"
+        assert set(self.of) <= set(self.scorers), "results of scorers that are not there"
 
     @property
     def weights(self) -> dict[str, float]:
         """The scorers that count, with their weights."""
         return {name: weight for name, weight in self.scorers.items() if weight}
+
+    @property
+    def of_previews(self) -> RewardSpec:
+        """The reward of the terms that a preview of the first image has: no term of a later image."""
+        later = [name for name, result in self.of.items() if result == "cycled"]
+        kept = {name: weight for name, weight in self.scorers.items() if name not in later}
+        of = {name: result for name, result in self.of.items() if name in kept}
+        return replace(self, scorers=kept, of=of) if later else self
+
+    def without(self, name: str) -> RewardSpec | None:
+        """Return the reward without a scorer; None if it has no other. An ensemble is returned as it is."""
+        if name not in self.scorers:
+            return self
+        left = {other: weight for other, weight in self.scorers.items() if other != name}
+        of = {other: result for other, result in self.of.items() if other != name}
+        return replace(self, scorers=left, of=of) if left else None
+
+    def parts(self) -> dict[Result, RewardSpec]:
+        """Return the reward of each result alone, whose sum is the reward; an ensemble scores the image."""
+        if self.ensemble is not None:
+            return {"image": self}
+        by_result: dict[Result, dict[str, float]] = {}
+        for name, weight in self.scorers.items():
+            by_result.setdefault(self.of.get(name, "image"), {})[name] = weight
+        return {result: RewardSpec(scorers) for result, scorers in by_result.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +94,8 @@ class ConceptProfile:
     """A personalised concept: its contract record, a description, and its images uint8 [H W 3].
 
     answers  (query, answer) pairs about the images, for visual instruct reasoning
-    facts    information that the images do not show, for textual attribute reasoning
+    facts    information that the images do not show, for textual attribute reasoning; `heldout` marks those that
+             training leaves out, and is empty or as long
     """
 
     concept: Concept
@@ -72,6 +103,7 @@ class ConceptProfile:
     answers: tuple[tuple[str, str], ...]
     facts: tuple[str, ...]
     images: tuple[Pixels, ...]
+    heldout: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,13 +115,36 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Task:
-    """A prompt, what rewards its images, and the query that the policy answers first (None on pathway "none").
+class Condition:
+    """What an image is drawn from: a text, and for an edit the source image, uint8 [H W 3]."""
 
-    key              names the screening threshold: concept (or the prompt's tag) and pathway. All prompts without a
-                     tag share one: a threshold of each prompt would see too few scores to learn from
+    text: str
+    source: Pixels | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draw:
+    """A turn that draws: what its image is drawn from, of the rollout so far (`trainer.scenarios.condition`).
+
+    text    what is drawn or, of an edit, to be done; None: the prompt
+    read    the part of the answer that is appended to the text
+    source  the image to edit, uint8 [H W 3] or the place of an earlier image of the rollout; None: no edit
+    """
+
+    text: str | None = None
+    read: Callable[[str], str] = str.strip
+    source: Pixels | int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """A prompt, what rewards its rollouts, and their turns: the policy answers `query`, if any, and makes the `draws`.
+
+    key              names the screening threshold: concept (or the prompt's tag, if it has none) and pathway. All
+                     prompts without a tag share one: a threshold of each prompt would see too few scores to learn from
     pathway          a label for reports
     segments, truth  what TIER scores the answer against: texts, and 1 for each that is right, else 0
+    caption          what the source of an edit shows
     """
 
     key: str
@@ -100,6 +155,8 @@ class Task:
     query: Query | None = None
     segments: tuple[str, ...] = ()
     truth: tuple[float, ...] = ()
+    draws: tuple[Draw, ...] = (Draw(),)
+    caption: str | None = None
 
 
 class Segment(Protocol):
@@ -123,10 +180,15 @@ class Segment(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rollout:
-    """One trajectory, number `index` in draw order: its segments in the order in which they were sampled."""
+    """One trajectory from its seed: its segments in the order in which they were sampled."""
 
-    index: int
+    seed: Seed
     segments: tuple[Segment, ...]
+
+    @property
+    def index(self) -> int:
+        """Its number in draw order, the last number of its seed."""
+        return self.seed[-1]
 
     @property
     def answer(self) -> str:
@@ -134,18 +196,18 @@ class Rollout:
 
     @property
     def image(self) -> Segment:
-        """The last image, which is scored."""
+        """The last image."""
         return next(segment for segment in reversed(self.segments) if segment.kind == "image")
 
     @property
     def num_cut(self) -> int:
-        """How many tokens of the last image's prompt did not fit; 0 of a policy that reads prompts of any length."""
-        return int(getattr(self.image, "num_cut", 0))
+        """How many tokens of its prompts did not fit; 0 of a policy that reads prompts of any length."""
+        return sum(int(getattr(segment, "num_cut", 0)) for segment in self.segments)
 
     def with_image(self, image: Segment) -> Rollout:
         """Return the rollout with its last image at a later step."""
         last = max(i for i, segment in enumerate(self.segments) if segment.kind == "image")
-        return Rollout(self.index, (*self.segments[:last], image, *self.segments[last + 1 :]))
+        return replace(self, segments=(*self.segments[:last], image, *self.segments[last + 1 :]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +217,7 @@ class Reward:
     fixed     by scorer, the terms of `value` that the image could not change, because their scorer does not read it;
               they were decided when the answer was. None: not known
     official  GenEval's own verdict on the image, 0 or 1; it is not part of `value`. None: no scorer gave one
+    tokens    of `intrinsic`: each token of the prompt, and its log-probability
     """
 
     value: float | None
@@ -162,6 +225,7 @@ class Reward:
     failure: ScoreFailure | None = None
     fixed: Mapping[str, float] | None = None
     official: float | None = None
+    tokens: Sequence[tuple[str, float]] = ()
 
     @property
     def image_part(self) -> float | None:

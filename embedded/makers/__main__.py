@@ -1,7 +1,9 @@
 """`python -m embedded.makers`: train the unfinished embedded models, two at a time; measure all.
 
+`--parts` chooses: "base" are the scorers, the image tokenizer and the policy, "flow" the models of the flow policy.
+
 The image tokenizer and then the policy are trained last, alone, with both threads: the tokenizer's second part needs
-the detector, and the policy needs the tokenizer.
+the detector, and the policy needs the tokenizer. So are the flow models, whose codec needs the detector, too.
 
 An interrupted run resumes from its checkpoints in build/weights/. A model with a complete checkpoint is only written
 again, until its recipe changes; remove that folder after a change of the world. `--only NAME` trains one model,
@@ -21,18 +23,29 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from embedded.makers.base import Maker
+    from embedded.makers.dataset import Sizes
+    from embedded.makers.loop import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 # Longest training first, so that two workers finish at about the same time.
 SCORERS = ("blip2-world", "detector-world", "dinov2-world", "face-world", "clip-world")
 TOKENIZER, POLICY = "magvit-world", "show-o-world"
+PICTURE = "picture-world"
 NAMES = (*SCORERS, TOKENIZER, POLICY)
+FLOW = (PICTURE,)
+PARTS = {"base": NAMES, "flow": FLOW, "all": (*NAMES, *FLOW)}
 WORKERS = 2
+Step: TypeAlias = "tuple[Recipe, Callable[[Recipe, Path, Sizes], Maker]]"  # a part of a training
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m embedded.makers", description=__doc__)
-    parser.add_argument("--only", choices=NAMES, help="train this model only, in this process")
+    parser.add_argument("--parts", choices=PARTS, default="all", help="which models to train (all)")
+    parser.add_argument("--only", choices=PARTS["all"], help="train this model only, in this process")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few images")
     parser.add_argument("--no-quality", action="store_true", help="do not measure and rewrite embedded/QUALITY.md")
     parser.add_argument(
@@ -59,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"failed: {', '.join(failed)}; run the same command again to continue", file=sys.stderr)
         return 1
     print(f"all models are trained; rendering and training took {total_s / 60:.1f} minutes, earlier runs included")
-    if not (options.no_quality or options.quick):
+    if not (options.no_quality or options.quick or options.parts == "flow"):
         command = [sys.executable, "-m", "embedded.makers.quality", "--minutes", f"{total_s / 60:.1f}"]
         return subprocess.call(command, cwd=ROOT)
     return 0
@@ -81,14 +94,13 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
     import torch
 
     from embedded.makers import blip2, clip, detector, dinov2, face, magvit, show_o
-    from embedded.makers.base import Maker
-    from embedded.makers.dataset import FULL, QUICK, Sizes
-    from embedded.makers.loop import Recipe, fit
+    from embedded.makers.dataset import FULL, QUICK
+    from embedded.makers.loop import fit
 
     directory, tokenizer = weights / name, weights / TOKENIZER
     decoder = partial(magvit.DecoderMaker, tokenizer=tokenizer, detector=weights / "detector-world")
     start = partial(show_o.ShowOMaker, vq=tokenizer)
-    parts: dict[str, list[tuple[Recipe, Callable[[Recipe, Path, Sizes], Maker]]]] = {
+    parts: dict[str, list[Step]] = {
         "blip2-world": [(blip2.RECIPE, blip2.Blip2Maker)],
         "dinov2-world": [(dinov2.RECIPE, dinov2.Dinov2Maker)],
         "detector-world": [(detector.RECIPE, detector.DetectorMaker)],
@@ -100,6 +112,8 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
             (show_o.UNCERTAIN_RECIPE, partial(start, mix=show_o.UNCERTAIN_MIX, start=directory)),
         ],
     }
+    if name in FLOW:
+        parts |= _flow_parts(directory, weights / "detector-world")
     records = []
     torch.set_num_threads(1 if quick else _threads(name))
     directory.mkdir(parents=True, exist_ok=True)
@@ -115,23 +129,40 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
         maker.save(directory)
         records.append({"recipe": asdict(recipe), "seconds": round(seconds)})
     (directory / "training.json").write_text(json.dumps(records, indent=2) + "\n")
-    for file in directory.iterdir():
+    for file in filter(Path.is_file, directory.rglob("*")):
         file.chmod(0o644)  # safetensors files are readable only by their owner
     return directory
 
 
+def _flow_parts(picture: Path, detector: Path) -> dict[str, list[Step]]:
+    """Return the parts of the flow models. diffusers takes seconds to import: the other models do without it."""
+    from embedded.makers import codec, flow
+
+    return {
+        PICTURE: [
+            (codec.RECIPE, partial(codec.CodecMaker, detector=detector)),
+            (flow.RECIPE, partial(flow.PictureMaker, pipeline=picture)),
+        ]
+    }
+
+
 def _train_everything(options: argparse.Namespace) -> list[str]:
     """Render the images, then train each model in a process of its own. Returns the names that failed."""
-    from embedded.makers import dataset
+    from embedded.makers import dataset, drawings
 
     sizes = dataset.QUICK if options.quick else dataset.FULL
-    for draw in (dataset.scenes, dataset.identities, dataset.faces, dataset.colors, dataset.episodes):
-        draw(options.build, sizes)
-    return (
-        _train_models(options, SCORERS, WORKERS)
-        or _train_models(options, (TOKENIZER,), 1)
-        or _train_models(options, (POLICY,), 1)
-    )
+    images = {
+        "base": (dataset.scenes, dataset.identities, dataset.faces, dataset.colors, dataset.episodes),
+        "flow": (drawings.drawings,),
+    }
+    turns = {"base": ((SCORERS, WORKERS), ((TOKENIZER,), 1), ((POLICY,), 1)), "flow": ((FLOW, 1),)}
+    for part in ("base", "flow") if options.parts == "all" else (options.parts,):
+        for draw in images[part]:
+            draw(options.build, sizes)
+        for names, workers in turns[part]:
+            if failed := _train_models(options, names, workers):
+                return failed
+    return []
 
 
 def _threads(name: str) -> int:

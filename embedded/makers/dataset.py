@@ -39,7 +39,8 @@ MakeChunk = Callable[[np.random.Generator, int, int], Arrays]
 class Sizes:
     """How much is rendered.
 
-    Scenes with prompts, individuals per class, people for faces, views per individual, and the policy's episodes.
+    Scenes with prompts, individuals per class, people for faces, views per individual, the policy's episodes, and the
+    flow policy's drawings.
     """
 
     scenes: int
@@ -47,10 +48,11 @@ class Sizes:
     people: int
     views: int
     episodes: int
+    drawings: int
 
 
-FULL = Sizes(scenes=40_000, identities=220, people=1_600, views=8, episodes=60_000)
-QUICK = Sizes(scenes=64, identities=3, people=6, views=4, episodes=64)
+FULL = Sizes(scenes=40_000, identities=220, people=1_600, views=8, episodes=60_000, drawings=60_000)
+QUICK = Sizes(scenes=64, identities=3, people=6, views=4, episodes=64, drawings=64)
 # Shares of the policy's images: GenEval scenes, concepts, described random individuals.
 GENEVAL_SHARE, CONCEPT_SHARE = 0.52, 0.28
 CONCEPT_TASKS: dict[Task, float] = {"plain": 0.2, "attribute": 0.45, "dense": 0.35}
@@ -64,23 +66,23 @@ def scenes(folder: Path, sizes: Sizes) -> Arrays:
     For each 8-pixel patch, `patch` is its main index in FINE_LABELS and `tint` its colour (0 none, else 1 + index).
     `texts` are N lists of {true, off: [false texts]}.
     """
-    return _cached(folder / f"scenes-{sizes.scenes}", _scene_chunk, seed=11, total=sizes.scenes)
+    return cached(folder / f"scenes-{sizes.scenes}", _scene_chunk, seed=11, total=sizes.scenes)
 
 
 def colors(folder: Path, sizes: Sizes) -> Arrays:
     """Return crop [M 32 32 3] (object on #999), color [M] (index in COLORS), kind [M] (index in CLASSES)."""
-    return _cached(folder / f"colors-{sizes.scenes}", _color_chunk, seed=12, total=sizes.scenes)
+    return cached(folder / f"colors-{sizes.scenes}", _color_chunk, seed=12, total=sizes.scenes)
 
 
 def identities(folder: Path, sizes: Sizes) -> Arrays:
     """Return image [I V 64 64 3], kind [I] (index in CLASSES): V images of each of I random individuals."""
     total = sizes.identities * len(world.CLASSES)
-    return _cached(folder / f"identities-{total}", partial(_identity_chunk, sizes.views), seed=13, total=total)
+    return cached(folder / f"identities-{total}", partial(_identity_chunk, sizes.views), seed=13, total=total)
 
 
 def faces(folder: Path, sizes: Sizes) -> Arrays:
     """Return face [I V 48 48 3]: V images of each of I people; the face box is the middle 30 x 30 pixels."""
-    return _cached(folder / f"faces-{sizes.people}", partial(_face_chunk, sizes.views), seed=14, total=sizes.people)
+    return cached(folder / f"faces-{sizes.people}", partial(_face_chunk, sizes.views), seed=14, total=sizes.people)
 
 
 def episodes(folder: Path, sizes: Sizes) -> Arrays:
@@ -90,7 +92,7 @@ def episodes(folder: Path, sizes: Sizes) -> Arrays:
     `prompts` for the image, the longest last (a concept's prompt is there alone and with an answer appended by
     `trainer.scenarios.compound`), and `asked`, pairs of a question about the image and its answer.
     """
-    return _cached(folder / f"episodes-{sizes.episodes}", _episode_chunk, seed=15, total=sizes.episodes)
+    return cached(folder / f"episodes-{sizes.episodes}", _episode_chunk, seed=15, total=sizes.episodes)
 
 
 def random_profile(class_name: str, rng: np.random.Generator) -> world.ConceptProfile:
@@ -121,11 +123,11 @@ def _scene_chunk(rng: np.random.Generator, _start: int, count: int) -> Arrays:
     for _ in range(count):
         prompt = training_prompt(world.TASKS[rng.integers(len(world.TASKS))], rng)
         rendered = world.render(world.scene_for(prompt, rng), rng)
-        fine, tint = _fine(rendered)
+        patch, tint = patch_maps(rendered)
         images.append(rendered.image)
         labels.append(rendered.labels)
-        patches.append(_main(fine))
-        tints.append(_main(tint))
+        patches.append(patch)
+        tints.append(tint)
         texts.append(_captions(prompt, rng))
     maps = {"image": images, "label": labels, "patch": patches, "tint": tints}
     return {**{key: np.stack(value) for key, value in maps.items()}, "texts": texts}
@@ -137,7 +139,7 @@ def _episode_chunk(rng: np.random.Generator, _start: int, count: int) -> Arrays:
         scene, prompts = _episode(rng)
         rendered = world.render(scene, rng)
         images.append(rendered.image)
-        fronts.append(_front(rendered.labels))
+        fronts.append(front(rendered.labels))
         texts.append({"prompts": prompts, "asked": world.questions(rendered, rng)})
     return {"image": np.stack(images), "front": np.stack(fronts), "texts": texts}
 
@@ -146,7 +148,7 @@ def _episode(rng: np.random.Generator) -> tuple[world.Scene, list[str]]:
     """Compose a scene, and prompts for it."""
     roll = rng.random()
     if roll >= GENEVAL_SHARE + CONCEPT_SHARE:
-        return _described(rng)
+        return described(rng)
     if roll < GENEVAL_SHARE:
         prompt = training_prompt(world.GENEVAL_TASKS[rng.integers(len(world.GENEVAL_TASKS))], rng)
     else:
@@ -156,7 +158,7 @@ def _episode(rng: np.random.Generator) -> tuple[world.Scene, list[str]]:
     return world.scene_for(prompt, rng), [text, *(compound(text, answer) for answer in answers(prompt, rng))]
 
 
-def _described(rng: np.random.Generator) -> tuple[world.Scene, list[str]]:
+def described(rng: np.random.Generator) -> tuple[world.Scene, list[str]]:
     """Compose a random individual and a description of it that is not held out."""
     while True:
         profile = random_profile(world.CLASSES[rng.integers(len(world.CLASSES))], rng)
@@ -172,7 +174,7 @@ def _described(rng: np.random.Generator) -> tuple[world.Scene, list[str]]:
             return world.individual_scene(profile, rng, worn, companion, place), [text]
 
 
-def _front(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def front(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return OBJECT or ACCESSORY for each patch that shows one, else 0: uint8 [8 8]."""
     patches = labels.reshape(8, PATCH, 8, PATCH)
     shown = patches.any((1, 3)).astype(np.uint8)
@@ -192,6 +194,12 @@ def _captions(prompt: world.Prompt, rng: np.random.Generator) -> list[dict[str, 
         if true not in HELD_OUT and off:
             found.append({"true": true, "off": off})
     return found
+
+
+def patch_maps(rendered: world.Render) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return `patch` and `tint` of `scenes`, uint8 [8 8]."""
+    fine, tint = _fine(rendered)
+    return _main(fine), _main(tint)
 
 
 def _fine(rendered: world.Render) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -258,7 +266,7 @@ def _view(profile: world.ConceptProfile, rng: np.random.Generator) -> world.Rend
     return world.render(world.concept_scene(profile, rng, random_accessories(rng)), rng)
 
 
-def _cached(path: Path, draw: MakeChunk, *, seed: int, total: int) -> Arrays:
+def cached(path: Path, draw: MakeChunk, *, seed: int, total: int) -> Arrays:
     """Load the cached arrays, or render them in parallel chunks and cache them."""
     archive, texts = path.with_suffix(".npz"), path.with_suffix(".json")
     if not archive.exists():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 CHECKPOINT_EVERY_S = 60.0
+BLOCKS = re.compile(r"\.(layers|transformer_blocks)\.")  # in names of parameters
 Part = Callable[[], Tensor]
 
 
@@ -87,8 +89,8 @@ class _Optimizers:
             self.all: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, betas=betas)]
         else:
             named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-            blocks = [p for name, p in named if ".layers." in name and p.ndim == 2]
-            rest = [p for name, p in named if not (".layers." in name and p.ndim == 2)]
+            blocks = [p for name, p in named if BLOCKS.search(name) and p.ndim == 2]
+            rest = [p for name, p in named if not (BLOCKS.search(name) and p.ndim == 2)]
             muon = torch.optim.Muon(blocks, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, momentum=0.95)
             self.all = [torch.optim.AdamW(rest, lr=recipe.lr, betas=betas, weight_decay=0.0), muon]
         self._peaks = [group["lr"] for optimizer in self.all for group in optimizer.param_groups]

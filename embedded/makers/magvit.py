@@ -53,46 +53,57 @@ class MagvitMaker:
         weight = _weight(label)
         wrong = functional.cross_entropy(predicted, label, reduction="none")
         commit = functional.mse_loss(z, sign.detach())
-        return _error(decoded, pixels, weight) + LABELS * _mean(wrong, weight) + COMMIT * commit + _usage(z)
+        return weighted_error(decoded, pixels, weight) + LABELS * _mean(wrong, weight) + COMMIT * commit + _usage(z)
 
     def save(self, directory: Path) -> None:
         self.model.save(directory)
 
 
 class DecoderMaker:
-    """Train the decoder on reconstruction error and the distance in the detector's features.
-
-    The distance is LPIPS (Zhang et al. 2018) with unit weights; its usual VGG was trained on photographs, the detector
-    on this world.
-    """
+    """Train the decoder on reconstruction error and the distance in the detector's features."""
 
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes, tokenizer: Path, detector: Path) -> None:
         self.recipe = recipe
         self.data = scenes(folder, sizes)
         self.model = Magvit.load(tokenizer).to(memory_format=torch.channels_last)
         self.module: nn.Module = self.model.decoder.requires_grad_(True)
-        self.detector = (
-            SegformerForSemanticSegmentation.from_pretrained(detector).segformer.requires_grad_(False).eval()
-        )
+        self.detector = frozen_detector(detector)
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         pixels, label = _batch(self.data, self.recipe.batch, rng)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 sign = torch.where(self.model.encoder(pixels).float() > 0, 1.0, -1.0)
-                target = self._features(pixels)
             decoded = self.model.decoder(sign).float()
-            found = self._features(decoded)
-        distance = torch.stack([(a - b).square().sum(1).mean() for a, b in zip(found, target, strict=True)]).sum()
-        return _error(decoded, pixels, _weight(label)) + PERCEPTUAL * distance
-
-    def _features(self, pixels: Tensor) -> list[Tensor]:
-        """Return the feature maps of every stage as float32 unit vectors."""
-        stages = self.detector(pixels, output_hidden_states=True).hidden_states
-        return [functional.normalize(stage.float(), dim=1) for stage in stages]
+            distance = perceptual_distance(self.detector, decoded, pixels)
+        return weighted_error(decoded, pixels, _weight(label)) + PERCEPTUAL * distance
 
     def save(self, directory: Path) -> None:
         self.model.save(directory)
+
+
+def frozen_detector(directory: Path) -> nn.Module:
+    """Return the detector's encoder, whose features `perceptual_distance` compares."""
+    found: nn.Module = SegformerForSemanticSegmentation.from_pretrained(directory).segformer
+    return found.requires_grad_(False).eval()
+
+
+def perceptual_distance(detector: nn.Module, decoded: Tensor, pixels: Tensor) -> Tensor:
+    """Return the distance of two batches of images in the detector's features, all stages together.
+
+    It is LPIPS (Zhang et al. 2018) with unit weights; its usual VGG was trained on photographs, the detector on this
+    world.
+    """
+    with torch.no_grad():
+        target = _features(detector, pixels)
+    found = _features(detector, decoded)
+    return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(found, target, strict=True)]).sum()
+
+
+def _features(detector: nn.Module, pixels: Tensor) -> list[Tensor]:
+    """Return the feature maps of every stage as float32 unit vectors."""
+    stages = detector(pixels, output_hidden_states=True).hidden_states
+    return [functional.normalize(stage.float(), dim=1) for stage in stages]
 
 
 def _batch(data: dict[str, Any], count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -109,7 +120,7 @@ def _weight(label: Tensor) -> Tensor:
     return 1.0 + (FOREGROUND - 1.0) * (label > 0)
 
 
-def _error(decoded: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
+def weighted_error(decoded: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
     """Return the weighted absolute plus squared error."""
     error = decoded - pixels
     return _mean((error.abs() + 2.0 * error.square()).mean(1), weight)

@@ -324,7 +324,7 @@ def _textual(rng: np.random.Generator, wrong_share: float) -> tuple[str, str]:
     return textual_query([facts[i] for i in rng.permutation(4)], prompt), target
 
 
-def _texts() -> list[str]:
+def texts() -> list[str]:
     """Return texts with every word that the policy reads or says."""
     texts = [text for profile in world.CONCEPTS for pair in world.conversations(profile) for text in pair]
     texts += [MORE_WORDS, YES, NO, *RECOGNITION, *TEMPLATES, "USER: ASSISTANT:", "what does it wear or hold?"]
@@ -347,7 +347,7 @@ def _texts() -> list[str]:
 
 
 def _vocabulary(codes: int) -> Vocabulary:
-    words = tokenizer([*corpus(), *_texts()], MAX_TEXT)
+    words = tokenizer([*corpus(), *texts()], MAX_TEXT)
     words.clean_up_tokenization_spaces = True
     words.add_special_tokens({"eos_token": END, "bos_token": END})
     with TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """A small synthetic world, 64x64 RGB: concepts, prompts and scenes with pixel-exact ground truth."""
 
+from embedded.world.arrangement import arrangement
 from embedded.world.concepts import CONCEPTS, UNSEEN, profile_of
 from embedded.world.conversations import conversations
 from embedded.world.descriptions import describe_some, described_prompt, with_commas
@@ -56,6 +57,7 @@ __all__ = [
     "Prompt",
     "Render",
     "Scene",
+    "arrangement",
     "attribute_questions",
     "change_one_word",
     "claims",

@@ -1,8 +1,9 @@
 """`python -m embedded.world.export`: write all files of embedded/data, bitwise reproducibly.
 
 concepts/<name>/{info,conversations}.json and train/*.png, prompts/{train,heldout}.jsonl (GenEval metadata lines with
-further fields), prompts/{train,heldout}.txt (the texts of GenEval's prompts, one a line), samples/*.png and
-samples.json (items as on the wire, with images as file names). unify/ has the unseen concepts, as `unify` describes.
+further fields), prompts/geneval_{train,heldout}.jsonl (those of GenEval alone), prompts/{train,heldout}.txt (the texts
+of the latter, one a line), samples/*.png and samples.json (items as on the wire, with images as file names). unify/ has
+the unseen concepts, as `unify` describes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def files() -> Iterator[tuple[str, Pixels | str]]:
             yield f"{folder}/train/{i:02d}.png", drawn.image
     for name, prompts in (("train", PROMPTS_TRAIN), ("heldout", PROMPTS_HELDOUT)):
         yield f"prompts/{name}.jsonl", "".join(json.dumps(prompt_json(p)) + "\n" for p in prompts)
-        yield f"prompts/{name}.txt", "".join(f"{p.text}\n" for p in prompts if p.concept is None)
+        plain = [p for p in prompts if p.concept is None]
+        yield f"prompts/geneval_{name}.jsonl", "".join(json.dumps(prompt_json(p)) + "\n" for p in plain)
+        yield f"prompts/{name}.txt", "".join(f"{p.text}\n" for p in plain)
     yield from unify.files()
     entries, images = samples()
     yield "samples/samples.json", json.dumps(entries, indent=1) + "\n"

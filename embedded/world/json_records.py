@@ -34,12 +34,11 @@ def prompt_json(prompt: Prompt) -> dict[str, Any]:
 
 
 def info_json(profile: ConceptProfile) -> dict[str, Any]:
-    """Return the facts stated about a concept; `heldout` has a flag for each entry of `extra_info`."""
+    """Return the facts stated about a concept. Questions of training list all of them; its prompts hint at half."""
     return {
         "name": profile.name,
         "kind": profile.kind,
         "class": profile.class_word,
         "info": profile.info,
         "extra_info": [fact.sentence for fact in profile.attributes],
-        "heldout": [fact.heldout for fact in profile.attributes],
     }

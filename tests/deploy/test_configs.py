@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from services.settings import load as load_service
+from synod.errors import SettingsError
 from trainer.data.prompts import read_prompts
 from trainer.policy.flow.sde import decisions, sigmas
 from trainer.settings import FlowSettings, PromptSettings, load, load_personalize
 
-CONFIGS = Path(__file__).parents[2] / "deploy/configs"
-PUBLISHED = ["mask_grpo", "sync_r1_paper", "sd35_flow_grpo"]  # they train a published policy
+ROOT = Path(__file__).parents[2]
+CONFIGS, DATA = ROOT / "deploy/configs", ROOT / "embedded/data/prompts"
+PUBLISHED = ["mask_grpo", "sync_r1_paper", "sd35_flow_grpo", "gvu_train"]  # they train a published policy
 
 
 def test_mask_grpo_has_its_authors_values() -> None:
@@ -61,6 +63,48 @@ def test_sd35_flow_grpo_has_its_authors_values() -> None:
         "pickscore",
         "image_reward",
     }
+
+
+def test_embedded_flow_has_unirl_zeros_values() -> None:
+    """But for the group of 2 x 8, guidance and the learning rate, which fit the small model."""
+    any_model = {"SYNOD__TRAINER__POLICY__MODEL": str(ROOT / "embedded/weights")}
+    settings = load(CONFIGS / "embedded_flow.toml", any_model)
+    assert isinstance(settings.policy, FlowSettings)
+    sampler, loss = settings.policy.sampler, settings.loss
+    assert (sampler.denoising_steps, sampler.eta, sampler.schedule, sampler.evaluation_steps) == (10, 0.7, "once", 20)
+    assert (loss.image.clip, loss.image.beta, loss.normalise) == (1e-4, 4e-3, "group_std")
+    size = settings.screen.group_size
+    assert size == 8
+    assert settings.reward_batch_size == settings.screen.preview_batch_size == loss.micro_batch == size
+    served = load_service(CONFIGS / "embedded_flow.toml", {}).scorers
+    assert set(settings.rewards.weights) < set(served)
+
+
+@pytest.mark.parametrize("name", ["gvu_train", "gvu_embedded"])
+def test_gvu_has_its_papers_values(name: str) -> None:
+    """LoRA, beta and learning rate of the public code; its groups of 2 are refused (docs/training.md)."""
+    settings = load(CONFIGS / f"{name}.toml", {})
+    lora = settings.policy.lora
+    assert lora is not None
+    assert (lora.rank, lora.alpha) == (8, 32)
+    assert settings.rewards.weights == {"intrinsic": 1.0, "geneval": 0.0}
+    assert (settings.rewards.teacher, settings.is_own_teacher) == ("reference", True)
+    assert (settings.loss.normalise, settings.loss.image.beta, settings.loss.text.beta) == ("group_std", 0.03, 0.0)
+    assert settings.screen.threshold == "none"
+    assert name == "gvu_embedded" or settings.optimizer.lr == 1e-6
+    with pytest.raises(SettingsError, match="which gives two rewards"):
+        load(CONFIGS / f"{name}.toml", {"SYNOD__TRAINER__SCREEN__GROUP_SIZE": "3"})
+
+
+def test_prompts_for_training_are_none_of_genevals() -> None:
+    for train, heldout in (
+        (CONFIGS / "geneval_train.jsonl", ROOT / "trainer/evaluate/geneval_prompts.jsonl"),
+        (DATA / "geneval_train.jsonl", DATA / "geneval_heldout.jsonl"),
+    ):
+        own, others = (read_prompts(path, "prompt", pytest.fail) for path in (train, heldout))
+        assert all(one.geneval is not None for one in (*own, *others))
+        assert not {one.text for one in own} & {one.text for one in others}
+        assert {one.tag for one in own} <= {one.tag for one in others}
 
 
 def test_a_group_without_a_screen_draws_nothing_more() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from synod.errors import SettingsError
 from trainer.personalize.folder import read_folder, read_names
 from trainer.personalize.records import ConceptRecord, load_image
 from trainer.settings import DataSettings, SyncR1Settings
-from trainer.types import ConceptProfile
+from trainer.types import ConceptProfile, Prompt
 
 
 def read_concepts(directory: Path) -> dict[str, ConceptProfile]:
@@ -28,7 +30,37 @@ def _profile(record: ConceptRecord) -> ConceptProfile:
     if not record.conversations:
         missing = record.folder / "conversations.json"
         raise SettingsError(f"{missing}: No such file, or an empty one; `synod personalize prepare` writes it")
-    about_images = [one for one in record.conversations if one.image is not None]  # UnifyBench's form separates them
-    answers = dict.fromkeys((one.text, one.answer) for one in about_images or record.conversations)
+    about_images = [one for one in record.taught if one.image is not None]  # UnifyBench's form separates them
+    answers = dict.fromkeys((one.text, one.answer) for one in about_images or record.taught)
     images = tuple(map(load_image, record.train))
-    return ConceptProfile(record.concept, record.info, tuple(answers), record.facts, images)
+    return ConceptProfile(record.concept, record.info, tuple(answers), record.facts, images, record.heldout)
+
+
+def without_held_out(
+    concepts: Mapping[str, ConceptProfile], prompts: Sequence[Prompt], path: Path
+) -> tuple[dict[str, ConceptProfile], tuple[Prompt, ...]]:
+    """Return concepts and the prompts of a file as training reads them: without the facts that info.json holds out.
+
+    Raises SettingsError for a prompt that hints at such a fact.
+    """
+    kept = {
+        name: [i for i in range(len(one.facts)) if not (one.heldout and one.heldout[i])]
+        for name, one in concepts.items()
+    }
+    for prompt in prompts:
+        if prompt.concept is not None and prompt.fact is not None and prompt.fact not in kept[prompt.concept]:
+            raise SettingsError(
+                f"{path}: the prompt {prompt.text!r} hints at fact {prompt.fact} of {prompt.concept}, which the "
+                "heldout of info.json holds out of training; leave the prompt out, or clear the flag"
+            )
+    profiles = {
+        name: replace(one, facts=tuple(one.facts[i] for i in kept[name]), heldout=()) for name, one in concepts.items()
+    }
+    return profiles, tuple(_moved(prompt, kept) for prompt in prompts)
+
+
+def _moved(prompt: Prompt, kept: Mapping[str, Sequence[int]]) -> Prompt:
+    """Return the prompt with the place of its fact among the kept ones."""
+    if prompt.concept is None or prompt.fact is None:
+        return prompt
+    return replace(prompt, fact=kept[prompt.concept].index(prompt.fact))

@@ -10,16 +10,18 @@ from typing import Final, Protocol
 import numpy as np
 
 from synod.errors import SettingsError
-from trainer.data.concepts import read_concepts
+from trainer.data.concepts import read_concepts, without_held_out
 from trainer.data.prompts import read_concept_prompts, read_prompts
 from trainer.rewards.served import Wanted
 from trainer.scenarios import make_task
-from trainer.settings import DataSettings, PromptSettings, RewardSettings, TrainerSettings
+from trainer.settings import INTRINSIC, DataSettings, PromptSettings, RewardSettings, TrainerSettings
+from trainer.settings.data import TEMPLATES
 from trainer.types import ConceptProfile, Pathway, Prompt, RewardSpec, Task
 
 GENEVAL: Final = RewardSpec({"geneval": 1.0})  # the reward of Sync-R1's prompts without a concept
 _PLAIN: Final = frozenset({"image", "prompt"})  # what the items of every prompt have
 _MILLION: Final = 1_000_000
+_POOLS: Final[Mapping[Pathway, str]] = {"visual": "without a fact", "textual": "with a fact"}  # prompts of a pathway
 # Streams of random numbers; append new ones, so that the existing ones stay the same.
 _COIN, _VISUAL, _TEXTUAL, _TAG, _GENEVAL, _REASON, _PROMPT, _REPLACEMENT = range(8)
 
@@ -39,7 +41,7 @@ class TaskSource(Protocol):
 def training_tasks(settings: TrainerSettings, log: Callable[[str], None] = print) -> TaskSource:
     """Read the training prompts. `log` receives messages for the user. Raises SettingsError."""
     count = settings.prompts_per_step
-    return _source(settings.data, settings.rewards, settings.data.prompts, settings.seed, count, log)
+    return _source(settings.data, settings.rewards, settings.data.prompts, settings.seed, count, log, trains=True)
 
 
 def heldout_tasks(settings: TrainerSettings, seed: int, count: int) -> list[Task]:
@@ -54,7 +56,10 @@ def heldout_tasks(settings: TrainerSettings, seed: int, count: int) -> list[Task
 
 
 def wanted_rewards(settings: TrainerSettings) -> list[Wanted]:
-    """Return every reward that the run asks for, with what its items have. Raises SettingsError for the prompts."""
+    """Return every reward that the run asks the service for, with what its items have.
+
+    Raises SettingsError for the prompts.
+    """
     data, spec = settings.data, _spec(settings.rewards)
     if isinstance(data, PromptSettings):
         files = [data.prompts] if data.heldout is None else [data.prompts, data.heldout]
@@ -63,7 +68,8 @@ def wanted_rewards(settings: TrainerSettings) -> list[Wanted]:
         wanted = [Wanted(spec, inputs)]
     else:
         inputs = _PLAIN | {"concept"}
-        concepts = [Wanted(spec, inputs | {"references", "reasoning"})] if data.geneval_share < 1 else []
+        whole = inputs | {"references"} | ({"reasoning"} if data.has_answers else set())
+        concepts = [Wanted(spec, whole)] if data.geneval_share < 1 else []
         wanted = [*concepts, *([Wanted(GENEVAL, _PLAIN | {"geneval"})] if data.geneval_share else [])]
     if settings.evaluate.scorers:
         known = frozenset[str]().union(*(one.inputs for one in wanted))
@@ -72,21 +78,33 @@ def wanted_rewards(settings: TrainerSettings) -> list[Wanted]:
         wanted = [replace(one, known="reasoning" in one.inputs) for one in wanted]
     if settings.screen.is_on and not settings.rewards.is_screened_by_reward:
         wanted.append(Wanted(RewardSpec({settings.rewards.surrogate: 1.0}), inputs - {"geneval"}, "surrogate"))
-    return wanted
+    if not settings.is_own_teacher:
+        return wanted
+    return [replace(one, spec=own) for one in wanted if (own := one.spec.without(INTRINSIC)) is not None]
 
 
 def _spec(rewards: RewardSettings) -> RewardSpec:
-    return RewardSpec(rewards.scorers, rewards.ensemble, rewards.aggregation)
+    return RewardSpec(rewards.weights, rewards.ensemble, rewards.aggregation, rewards.results)
 
 
 def _source(
-    data: DataSettings, rewards: RewardSettings, path: Path, seed: int, count: int, log: Callable[[str], None]
+    data: DataSettings,
+    rewards: RewardSettings,
+    path: Path,
+    seed: int,
+    count: int,
+    log: Callable[[str], None],
+    *,
+    trains: bool = False,
 ) -> TaskSource:
     if isinstance(data, PromptSettings):
         return PromptTasks(read_prompts(path, data.column, log), _spec(rewards), (seed,), count)
     concepts = read_concepts(data.concepts)
     prompts = read_concept_prompts(path, concepts)
-    return SyncR1Tasks(prompts, concepts, _spec(rewards), (seed,), count, data.geneval_share)
+    if trains:
+        concepts, prompts = without_held_out(concepts, prompts, path)
+    mix = data.geneval_share, data.pathways, data.template
+    return SyncR1Tasks(prompts, concepts, _spec(rewards), (seed,), count, *mix)
 
 
 @dataclass(frozen=True)
@@ -121,9 +139,11 @@ class SyncR1Tasks:
     """Prompts about concepts on both reasoning pathways, and GenEval's prompts.
 
     Concept prompts come in pairs of one visual and one textual pathway, in random order (1:1 in Sync-R1): prompts that
-    hint at a fact are textual, the others visual. `geneval_share` of all prompts are GenEval's, in rounds of one
-    prompt of each tag, rewarded by GenEval's scorer; `reward` is that of the concept prompts. Each pool is shuffled for
-    every pass over it. `seed` is the key of the random numbers. Raises SettingsError if a needed pool is empty.
+    hint at a fact are textual, the others visual. With one of the `pathways` only its prompts are drawn; with none the
+    prompts are those of both in the same order, drawn without reasoning. `geneval_share` of all prompts are GenEval's,
+    in rounds of one prompt of each tag, rewarded by GenEval's scorer; `reward` is that of the concept prompts, whatever
+    their pathway. Each pool is shuffled for every pass over it. `seed` is the key of the random numbers. Raises
+    SettingsError if a needed pool is empty.
     """
 
     prompts: Sequence[Prompt]
@@ -132,16 +152,19 @@ class SyncR1Tasks:
     seed: tuple[int, ...]
     prompts_per_step: int = 1
     geneval_share: float = 0.0
+    pathways: Sequence[Pathway] = tuple(_POOLS)
+    template: str = TEMPLATES["plain"]
 
     def __post_init__(self) -> None:
-        pools = {"without a fact": self._visual, "with a fact": self._textual} if self._millionths < _MILLION else {}
+        needed = self.pathways or [one for one in _POOLS if self._pool(one)] or _POOLS
+        pools = {_POOLS[one]: self._pool(one) for one in needed} if self._millionths < _MILLION else {}
         if self._millionths:
             pools["of GenEval"] = [p for pool in self._by_tag.values() for p in pool]
         empty = [name for name, pool in pools.items() if not pool]
         if empty:
             raise SettingsError(
                 f"no prompt {' and none '.join(empty)} among {len(self.prompts)}, with geneval_share "
-                f"{self.geneval_share:g}; add some or change the share"
+                f"{self.geneval_share:g} and pathways {list(self.pathways)}; add some, or change the share or pathways"
             )
 
     def tasks(self, step: int) -> list[Task]:
@@ -161,13 +184,14 @@ class SyncR1Tasks:
     def _millionths(self) -> int:
         return round(self.geneval_share * _MILLION)
 
-    @property
-    def _visual(self) -> list[Prompt]:
-        return [p for p in self.prompts if p.concept is not None and p.fact is None]
+    def _pool(self, pathway: Pathway) -> list[Prompt]:
+        """Return the concept prompts that hint at a fact if the pathway is textual, else the others."""
+        return [p for p in self.prompts if p.concept is not None and (p.fact is not None) == (pathway == "textual")]
 
     @property
-    def _textual(self) -> list[Prompt]:
-        return [p for p in self.prompts if p.concept is not None and p.fact is not None]
+    def _drawn(self) -> list[Pathway]:
+        """The pathways whose prompts are drawn."""
+        return [one for one in _POOLS if (one in self.pathways if self.pathways else self._pool(one))]
 
     @property
     def _by_tag(self) -> dict[str, list[Prompt]]:
@@ -182,13 +206,15 @@ class SyncR1Tasks:
         before, after = (n * self._millionths // _MILLION for n in (index, index + 1))
         if after > before:
             return make_task(self._geneval(before), None, "none", self._geneval_reward, self._rng(_REASON, index))
-        pair, second = divmod(index - before, 2)
-        first_is_visual = bool(self._rng(_COIN, pair).integers(2))
-        pathway: Pathway = "visual" if first_is_visual != bool(second) else "textual"
-        pool, stream = (self._visual, _VISUAL) if pathway == "visual" else (self._textual, _TEXTUAL)
-        prompt = _pick(pool, pair, (*self.seed, stream))
+        drawn = self._drawn
+        turn, place = divmod(index - before, len(drawn))
+        in_order = bool(self._rng(_COIN, turn).integers(2))
+        own = drawn[place if in_order else -1 - place]
+        prompt = _pick(self._pool(own), turn, (*self.seed, _VISUAL if own == "visual" else _TEXTUAL))
         assert prompt.concept is not None
-        return make_task(prompt, self.concepts[prompt.concept], pathway, self.reward, self._rng(_REASON, index))
+        pathway: Pathway = own if self.pathways else "none"
+        profile, rng = self.concepts[prompt.concept], self._rng(_REASON, index)
+        return make_task(prompt, profile, pathway, self.reward, rng, self.template)
 
     def _geneval(self, index: int) -> Prompt:
         by_tag = self._by_tag

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from tqdm import tqdm
 
-from synod.contracts import Pixels, ScoreItem
+from synod.contracts import Pixels
 from synod.errors import SettingsError
 from trainer.checkpoint import file_digest
 from trainer.clock import Clock
@@ -25,7 +25,8 @@ from trainer.evaluate.compare import Evaluation, Row, right
 from trainer.images import write_images, write_whole
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
-from trainer.rollout import continue_images, reward_items, start
+from trainer.rewards.terms import Items, submit_terms
+from trainer.rollout import finish_turns, result_items, start
 from trainer.settings import TrainerSettings
 from trainer.types import Reward, RewardSpec, Rollout, Task
 
@@ -86,7 +87,7 @@ def _evaluate_batches(
     for places in batches:
         rollouts, images = draw(policy, tasks, places)
         answers |= {rollout.index: rollout.answer for rollout in rollouts}
-        shown |= {place: image for place, image in zip(places, images, strict=True) if place < SHOWN}
+        shown |= {place: drawn[0] for place, drawn in zip(places, images, strict=True) if drawn and place < SHOWN}
         pending += _submit(service, tasks, rollouts, images)
         if scorers:
             untrained += _submit(service, tasks, rollouts, images, RewardSpec(scorers))
@@ -103,10 +104,12 @@ def _evaluate_batches(
 def conditions(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that two comparable evaluations share, as JSON values."""
     return {
-        "data": settings.data.model_dump(mode="json", include={"task", "geneval_share"}),
+        "data": settings.data.model_dump(
+            mode="json", include={"task", "geneval_share", "pathways", "textual_template"}
+        ),
         "prompts": None if settings.data.heldout is None else file_digest(settings.data.heldout),
         "policy": settings.policy.model_dump(mode="json", exclude={"checkpointing"}),
-        "rewards": settings.rewards.model_dump(mode="json", include={"scorers", "ensemble"}),
+        "rewards": settings.rewards.model_dump(mode="json", include={"scorers", "terms", "ensemble"}),
         "scorers": dict(settings.evaluate.scorers),
     }
 
@@ -160,33 +163,32 @@ def image_files(path: Path) -> list[Path]:
     return sorted(path.with_suffix("").glob("image-*.png"))
 
 
-def draw(policy: Policy, tasks: Sequence[Task], places: range) -> tuple[list[Rollout], list[Pixels]]:
-    """Return a finished rollout and its image for each of `places` in `tasks`; each has its own answer."""
+def draw(policy: Policy, tasks: Sequence[Task], places: range) -> tuple[list[Rollout], list[tuple[Pixels, ...]]]:
+    """Return a finished rollout and its images for each of `places` in `tasks`; each has its own answer."""
     chosen = [tasks[place] for place in places]
     with policy.evaluating():
         begun = start(policy, chosen, [(SEED, _HELD_OUT, place) for place in places], Clock())
-        rollouts = continue_images(policy, begun, policy.image_steps)
-    return rollouts, policy.images([rollout.image for rollout in rollouts])
+        return finish_turns(policy, chosen, begun, Clock())
 
 
 def _submit(
     service: RewardBackend,
     tasks: Sequence[Task],
     rollouts: Sequence[Rollout],
-    images: Sequence[Pixels],
+    images: Sequence[Sequence[Pixels]],
     spec: RewardSpec | None = None,
 ) -> list[tuple[list[int], Future[list[Reward]]]]:
     """Send one request for each reward: the tasks' own, or `spec` for all."""
-    by_reward: list[tuple[RewardSpec, list[int], list[ScoreItem]]] = []
-    for rollout, image in zip(rollouts, images, strict=True):
+    by_reward: list[tuple[RewardSpec, list[int], list[Items]]] = []
+    for rollout, drawn in zip(rollouts, images, strict=True):
         task = tasks[rollout.index]
         wanted = spec or task.reward
         if all(wanted != reward for reward, _, _ in by_reward):
             by_reward.append((wanted, [], []))
         _, places, items = next(one for one in by_reward if one[0] == wanted)
         places.append(rollout.index)
-        items += reward_items(task, [rollout], [image])
-    return [(places, service.submit(items, reward)) for reward, places, items in by_reward]
+        items.append(result_items(task, rollout, drawn))
+    return [(places, submit_terms(service, items, reward)) for reward, places, items in by_reward]
 
 
 def _results(pending: Sequence[tuple[list[int], Future[list[Reward]]]]) -> dict[int, Reward]:

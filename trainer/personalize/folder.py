@@ -103,6 +103,9 @@ def _record(
     shared: Mapping[str, Node | None],
 ) -> ConceptRecord:
     kind, facts = _kind(info), info.get("extra_info", each(_words)) or ()
+    heldout = info.get("heldout", each(Node.boolean)) or ()
+    if heldout and len(heldout) != len(facts):
+        raise info.error(f"heldout has {len(heldout)} flags, but extra_info has {len(facts)} facts; give one for each")
     conversations = _json(folder / "conversations.json")
     asked = _json(folder / "positive_recognitions.json")
     by_name = {path.name: path for path in train}
@@ -111,7 +114,7 @@ def _record(
         folder,
         info.get("info", Node.text) or "",
         facts,
-        info.get("heldout", each(Node.boolean)) or (),
+        heldout,
         train,
         images_in(test),
         images_in(folder / "cropped"),
@@ -120,8 +123,11 @@ def _record(
         _recognition(asked, shared.get("template"), name),
         () if conversations is None else _questions(conversations, by_name),
         _test_questions(test),
-        (*_pure(shared.get("pure"), kind, info, name), *_conditions(_json(test / "t2i_conditions.json"), name, facts)),
-        read_plus(folder / "plus.json", name, facts),
+        (
+            *_pure(shared.get("pure"), kind, info, name),
+            *_conditions(_json(test / "t2i_conditions.json"), name, facts, heldout),
+        ),
+        read_plus(folder / "plus.json", name, facts, heldout),
     )
 
 
@@ -222,11 +228,13 @@ def _placed(node: Node, name: str) -> str:
     return node.text().replace("{}", name)
 
 
-def _conditions(node: Node | None, name: str, facts: Sequence[str]) -> tuple[ConceptPrompt, ...]:
+def _conditions(
+    node: Node | None, name: str, facts: Sequence[str], heldout: Sequence[bool]
+) -> tuple[ConceptPrompt, ...]:
     """Read t2i_conditions.json.
 
     A list has the plain prompt first; the others need knowledge. An object has personalized_driven_generation, whose
-    prompt i belongs to fact i, and whose first half trains.
+    prompt i belongs to fact i, and whose first half trains, or what info.json's `heldout` does not hold out.
     """
     if node is None:
         return ()
@@ -240,7 +248,8 @@ def _conditions(node: Node | None, name: str, facts: Sequence[str]) -> tuple[Con
     if len(texts) > len(facts):
         raise node.error(f"{len(texts)} prompts, but extra_info has {len(facts)}; prompt i belongs to extra_info i")
     half = len(texts) // 2
-    return tuple(ConceptPrompt(one, "knowledge", i, i >= half) for i, one in enumerate(texts))
+    held = heldout or [i >= half for i in range(len(texts))]
+    return tuple(ConceptPrompt(one, "knowledge", i, held[i]) for i, one in enumerate(texts))
 
 
 def _named(node: Node, name: str) -> str:

@@ -19,15 +19,21 @@ from trainer.personalize.records import SPLITS, Fact, Passage, Plus
 
 
 @hint("trainer/personalize/plus.py has the schema")
-def read_plus(path: Path, name: str, facts: Sequence[str]) -> Plus:
+def read_plus(path: Path, name: str, facts: Sequence[str], heldout: Sequence[bool] = ()) -> Plus:
     """Return the UnifyBench++ part of the concept `name` with these `facts`; an empty one if there is no such file.
 
-    Raises SettingsError, which names the entry and the mistake.
+    `heldout` marks facts of which prompts may be of the split "test" alone. Raises SettingsError, which names the entry
+    and the mistake.
     """
     if not path.exists():
         return Plus()
     of = json_node(text(path), str(path)).fields("facts", "dense", "dense_reasoning", "dense_generation")
     known = of.get("facts", each(lambda node: _fact(node, name, facts))) or ()
+    held = {fact for fact, is_held in zip(facts, heldout, strict=False) if is_held}
+    if wrong := [i for i, fact in enumerate(known) if fact.split == "train" and fact.text in held]:
+        raise of.error(
+            f"facts[{wrong[0]}] is of the split train, but info.json's heldout holds it out; give split test"
+        )
     for what in ("text", "prompt"):
         trained = {getattr(fact, what): i for i, fact in enumerate(known) if fact.split == "train"}
         for i, fact in enumerate(known):

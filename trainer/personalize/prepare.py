@@ -6,6 +6,7 @@ FOLDER
 
     positive_recognitions.json, random_recognitions.json   [{query, answer}]: the same questions, answered yes and no
     conversations.json     {photograph | "text_only": [{query, answer}]}, from info and extra_info
+    prompts.jsonl, prompts_heldout.jsonl    prompts for [trainer.data] prompts and heldout (task = "sync_r1")
     random_images/         copies of some images of --random
     negative_example/      the images of --pool that look most like the photographs, and scores.json
 """
@@ -31,11 +32,13 @@ from synod.scoring.run import score_all
 from trainer.images import write_whole
 from trainer.personalize import templates
 from trainer.personalize.folder import read_concept
-from trainer.personalize.records import ConceptRecord, images_in, load_photos
+from trainer.personalize.prompts import prompt_lines
+from trainer.personalize.records import ConceptRecord, Split, images_in, load_photos
 
 URL: Final = "http://127.0.0.1:8000"
 MAX_REFERENCES: Final = 16  # of an item; the service refuses more
 POSITIVE, NEGATIVE, TALKS = "positive_recognitions.json", "random_recognitions.json", "conversations.json"
+PROMPTS: Final[Mapping[str, Split]] = {"prompts.jsonl": "train", "prompts_heldout.jsonl": "test"}
 RANDOM, HARD, SCORES = "random_images", "negative_example", "scores.json"
 EXAMPLES: Final = """examples:
   synod personalize prepare photographs/bo --random photographs/others
@@ -72,12 +75,15 @@ def prepare(options: argparse.Namespace) -> list[str]:
     photos = [path for path, _ in load_photos(record, show.notify, skip_bad=options.skip_bad)]
     texts = {POSITIVE: _recognition(record, templates.YES), NEGATIVE: _recognition(record, templates.NO)}
     documents: dict[str, Any] = {**texts, TALKS: conversations(record, photos)}
-    for name, tree in documents.items():
-        _check_absent(folder / name, tree, replace=options.replace)
+    contents = {name: _json(tree) for name, tree in documents.items()}
+    for name, split in PROMPTS.items():
+        contents[name] = b"".join(json.dumps(line).encode() + b"\n" for line in prompt_lines(record, split))
+    for name, content in contents.items():
+        _check_absent(folder / name, content, replace=options.replace)
     random = _random(options, photos)
     hard = [] if options.pool is None else hard_negatives(options, photos)
-    for name, tree in documents.items():
-        write_whole(folder / name, _json(tree))
+    for name, content in contents.items():
+        write_whole(folder / name, content)
     for name, chosen in ((RANDOM, random), (HARD, [path for path, _ in hard])):
         _copy(chosen, folder / name)
     if hard:
@@ -97,7 +103,7 @@ def conversations(record: ConceptRecord, photos: Sequence[Path]) -> dict[str, li
         _pair(question, record, f"{record.name} is {article} {record.class_word}.") for question in templates.CLASS
     ]
     textual += [_pair(question, record, record.info) for question in templates.LOOKS if record.info]
-    sentences = [f"{fact.rstrip('. ')}." for fact in record.facts]
+    sentences = [f"{fact.rstrip('. ')}." for fact in record.facts if fact not in record.held_out]
     textual += [_pair(question, record, " ".join(sentences)) for question in templates.FACTS if sentences]
     for sentence in sentences:
         words = sentence.split()
@@ -161,8 +167,8 @@ def _pair(question: str, record: ConceptRecord, answer: str) -> Pair:
     return {"query": question.replace("{}", record.name), "answer": answer}
 
 
-def _check_absent(path: Path, tree: Any, *, replace: bool) -> None:
-    if not replace and path.exists() and path.read_bytes() != _json(tree):
+def _check_absent(path: Path, content: bytes, *, replace: bool) -> None:
+    if not replace and path.exists() and path.read_bytes() != content:
         raise SettingsError(f"{path} exists and differs from what would be written; remove it, or give --replace")
 
 
@@ -194,11 +200,13 @@ def _summary(
     hard: Sequence[tuple[Path, float]],
     options: argparse.Namespace,
 ) -> list[str]:
+    counts = [str(len(prompt_lines(record, split))) for split in PROMPTS.values()]
     pictured = sum(len(pairs) for key, pairs in talks.items() if key != "text_only")
     lines = [
         f"{record.name}, {record.concept.kind}, class {record.class_word}: {len(photos)} photographs",
         f"{POSITIVE}, {NEGATIVE}: {len(templates.RECOGNITION)} questions, answered yes and no",
         f"{TALKS}: {pictured} questions about the photographs, {len(talks['text_only'])} without an image",
+        f"{' and '.join(PROMPTS)}: {' and '.join(counts)} prompts",
         f"{RANDOM}: {len(random)} images" if random else f"{RANDOM}: none; give --random DIR",
     ]
     if hard:
@@ -208,6 +216,8 @@ def _summary(
         lines.append(f"{HARD}: none; give --pool DIR with look-alikes, or recognition learns the class alone")
     if others := sorted(path.name for path in photos[0].parent.iterdir() if path.suffix.lower() in UNREAD_SUFFIXES):
         lines.append(f"left out: {', '.join(others)}; convert to PNG, JPEG or WebP")
+    if not record.facts:
+        lines.append('info.json has no "extra_info": no prompt hints at a fact; train with pathways = ["visual"] or []')
     if not record.info:
         lines.append('info.json has no "info": a sentence about the looks gives questions about the photographs')
     return lines

@@ -88,7 +88,7 @@ class ConceptRecord:
     concept        kind, class word, and the name as `token`
     folder         where its files are, for messages
     info           one sentence that describes its looks
-    facts          what images do not show; `heldout` marks those that training leaves out
+    facts          what images do not show; `heldout` marks those that training leaves out, and is empty or as long
     train, test    its images
     cropped        the training images around the concept
     hard, random   images that do not show it: ones that look alike, and any
@@ -114,6 +114,19 @@ class ConceptRecord:
     questions: tuple[Question, ...] = ()
     prompts: tuple[ConceptPrompt, ...] = ()
     plus: Plus = Plus()
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """Return the facts that training leaves out."""
+        return tuple(fact for fact, held in zip(self.facts, self.heldout, strict=False) if held)
+
+    @property
+    def taught(self) -> tuple[Question, ...]:
+        """Return the questions to train on: without those that state a fact that training leaves out."""
+        held = [fact.rstrip(". ").casefold() for fact in self.held_out]
+        return tuple(
+            one for one in self.conversations if not any(fact in f"{one.text} {one.answer}".casefold() for fact in held)
+        )
 
     @property
     def name(self) -> str:

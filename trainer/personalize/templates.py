@@ -1,4 +1,4 @@
-"""Questions and answers about any concept, in words of our own; {} stands for its name.
+"""Questions, answers and prompts about any concept, in words of our own; {} stands for its name, [] for a thing.
 
 The same recognition questions are asked about images that show the concept and about others: if each kind had questions
 of its own, a model would learn to answer by the question without looking.
@@ -44,3 +44,25 @@ LOOKS: Final = (  # asked about an image and without one; the answer is info.jso
 CLASS: Final = ("What is {}?", "What kind of thing or being is {}?")
 FACTS: Final = ("What do you know about {}?", "What should one know about {} besides its looks?")
 COMPLETE: Final = 'Complete the sentence: "{} ..."'
+SCENES: Final = (
+    "A photo of {}.",
+    "A photo of {} on a beach.",
+    "A photo of {} in a garden.",
+    "A photo of {} in a kitchen.",
+    "A photo of {} in the snow.",
+    "A photo of {} in a city street.",
+    "A photo of {} next to a red chair.",
+    "A photo of {} seen from above.",
+    "A close photo of {}.",
+    "A painting of {}.",
+    "A pencil drawing of {}.",
+    "A photo of {} at night.",
+)
+HELDOUT_SCENES: Final = (
+    "A photo of {} in a forest.",
+    "A photo of {} on a wooden table.",
+    "A watercolour of {}.",
+    "A photo of {} next to a blue door.",
+)
+HINTS: Final = ("A photo of {} and the [].", "A scene in which {} and the [] can be seen.", "A drawing: {}, the [].")
+HELDOUT_HINTS: Final = ("A photo that shows {} and the [].",)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from synod.contracts import Pixels
-from trainer.types import Modality, Query, Seed, Segment
+from trainer.types import Condition, Modality, Query, Seed, Segment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,11 +57,28 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogp:
+    """The tokens of a given answer as the tokenizer spells them, and the log-probability of each after those before."""
+
+    tokens: tuple[str, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ParameterGroup:
     """Trainable parameters; `kind` is the only modality that they sample, None if they sample both."""
 
     kind: Modality | None
     parameters: tuple[nn.Parameter, ...]
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """A policy that also draws from a source image."""
+
+    def edit(self, conditions: Sequence[Condition], seeds: Sequence[Seed]) -> Sequence[Segment]:
+        """Return an image before its first sampling step for each condition, all of which have a source."""
+        ...
 
 
 class Policy(Protocol):
@@ -161,4 +178,20 @@ class Policy(Protocol):
 
     def save(self, directory: Path) -> None:
         """Write a model directory that the policy's loader reads."""
+        ...
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A policy that reads images: it can say how likely a given answer to a query about one is."""
+
+    def token_logps(self, queries: Sequence[Query], answers: Sequence[str]) -> list[TokenLogp]:
+        """Return how likely each token of given answers is, one answer for each query, without a gradient.
+
+        All tokens of an answer are read in one pass. The token that ends answers is not among them.
+        """
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside this context the policy is the frozen reference policy of `keep_reference`."""
         ...

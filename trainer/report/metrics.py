@@ -37,6 +37,8 @@ IMAGES: Final = "images"
 class Sample:
     """An image uint8 [H W 3], its score (None: missing), the answer that it was drawn from, and the score's parts.
 
+    `tokens` are those of the prompt with their log-probabilities, where the policy has read the image.
+
     The image is None on a rank that did not draw it; the one that did writes its file.
     """
 
@@ -44,6 +46,7 @@ class Sample:
     score: float | None
     answer: str = ""
     components: Mapping[str, float] = field(default_factory=dict)
+    tokens: Sequence[tuple[str, float]] = ()
 
 
 class Metrics(AbstractContextManager["Metrics"]):
@@ -89,6 +92,7 @@ class Metrics(AbstractContextManager["Metrics"]):
             record[kind] = [
                 {"image": f"{folder}/{image_name(f'{name}-{kind}', i)}", "score": sample.score, "answer": sample.answer}
                 | ({"components": dict(sample.components)} if sample.components else {})
+                | ({"tokens": sample.tokens} if sample.tokens else {})
                 for i, sample in enumerate(found)
             ]
             if images := [sample.image for sample in found if sample.image is not None]:

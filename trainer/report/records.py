@@ -49,13 +49,14 @@ def step_record(
     names = sorted({name for reward in found for name in reward.components})
     drawn = sum(group.previews.screened.drawn for group in groups)
     num_scored = sum(group.previews.screened.num_scored for group in groups)
-    total = settings.policy.image_steps
+    totals = [len(g.previews.task.draws) * settings.policy.image_steps for g in groups]
     done = sum(
         g.previews.screened.drawn * g.previews.step
         + (len(g.rewards) + len(g.previews.audited)) * (total - g.previews.step)
-        for g in groups
+        for g, total in zip(groups, totals, strict=True)
     )
-    steps = {"denoising_steps": done, "denoising_steps_unscreened": drawn * total}
+    unscreened = sum(g.previews.screened.drawn * total for g, total in zip(groups, totals, strict=True))
+    steps = {"denoising_steps": done, "denoising_steps_unscreened": unscreened}
     return {
         "pathways": [group.previews.task.pathway for group in groups],
         "keys": [group.previews.task.key for group in groups],
@@ -136,7 +137,7 @@ def _samples(group: ScoredGroup) -> dict[str, list[Sample]]:
     images = group.images if group.is_ours else [None] * len(group.rewards)
     drawn = [Sample(image, score) for image, score in zip(previewed, previews.scores, strict=True)]
     finished = [
-        Sample(image, reward.value, answer, reward.components)
+        Sample(image, reward.value, answer, reward.components, reward.tokens)
         for image, reward, answer in zip(images, group.rewards, group.answers, strict=True)
     ]
     samples = {"finished": finished}
@@ -165,7 +166,9 @@ def save_failed_groups(
         {
             "prompt": groups[g].previews.task.prompt.text,
             "key": groups[g].previews.task.key,
-            "rollouts": [{"place": r.index, "answer": r.answer, "prompt": r.image.prompt} for r in groups[g].rollouts],
+            "rollouts": [
+                {"place": r.index, "answer": r.answer, "prompt": r.segments[-1].prompt} for r in groups[g].rollouts
+            ],
             "rewards": [{"value": r.value, "components": dict(r.components)} for r in groups[g].rewards],
         }
         for g in chosen

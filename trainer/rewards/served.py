@@ -61,11 +61,13 @@ class Served:
             yield f"surrogate 'known' needs a scorer that reads only text, but the reward has only {', '.join(names)}"
         for name in names:
             label = f"{wanted.role} '{name}'" if ensemble is None else f"'{name}' of ensemble '{ensemble}'"
+            inputs = wanted.inputs - {"image"} if wanted.spec.of.get(name) == "answer" else wanted.inputs
             if name not in self.needs:
                 yield f"{label} is not served; served are {_names(self.needs)}"
-            elif missing := [need for need in self.needs[name] if need not in wanted.inputs]:
-                given = ", ".join(sorted(wanted.inputs))
-                yield f"{label} needs {', '.join(missing)}, but these prompts give only {given}"
+            elif missing := [need for need in self.needs[name] if need not in inputs]:
+                given = ", ".join(sorted(inputs))
+                results = "their answers" if inputs != wanted.inputs else "these prompts"
+                yield f"{label} needs {', '.join(missing)}, but {results} give only {given}"
         if ensemble is not None and "concept" not in wanted.inputs and not self.ensembles[ensemble].get("weights"):
             yield f"ensemble '{ensemble}' has weights for concepts only, and these prompts have none"
 

@@ -12,10 +12,11 @@ from trainer.settings.personalize import PersonalizeSettings, load_personalize
 from trainer.settings.policy import FlowSettings, LoraSettings, PolicySettings, ShowOSettings, read_policy
 from trainer.settings.ranks import RankSettings
 from trainer.settings.report import ReportSettings
-from trainer.settings.rewards import RewardSettings
+from trainer.settings.rewards import INTRINSIC, RewardSettings
 from trainer.settings.run import ScreenSettings, TrainerSettings, load
 
 __all__ = [
+    "INTRINSIC",
     "DataSettings",
     "EvaluateSettings",
     "FlowSettings",

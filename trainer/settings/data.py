@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from string import Formatter
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from trainer.settings.fields import Directory, Node, PromptFile
+
+TEMPLATES: Final[Mapping[str, str]] = {
+    "plain": "{facts}. {prompt}",
+    "instruct": (
+        "This is known about {name}: {facts}. An image will be drawn from this prompt: {prompt}. Infer which of the "
+        "known facts the prompt hints at. Answer with exactly that fact, or with nothing if it hints at none."
+    ),
+}
+_NEEDED, _FIELDS = ("facts", "prompt"), ("facts", "prompt", "name")
+_SYNC_R1: Final = ("concepts", "geneval_share", "pathways", "textual_template")
 
 
 class PromptSettings(Node):
@@ -24,20 +35,70 @@ class PromptSettings(Node):
     @model_validator(mode="before")
     @classmethod
     def _no_concepts(cls, table: Any) -> Any:
-        found = [key for key in ("concepts", "geneval_share") if isinstance(table, Mapping) and key in table]
+        found = [key for key in _SYNC_R1 if isinstance(table, Mapping) and key in table]
         if found:
             raise ValueError(f"'{found[0]}' belongs to Sync-R1's task; add task = \"sync_r1\", or remove the key")
         return table
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether the policy is asked anything before it draws."""
+        return False
+
 
 class SyncR1Settings(Node):
-    """Sync-R1's two reasoning pathways about personal concepts. `geneval_share` of the prompts are GenEval's."""
+    """Sync-R1's reasoning pathways about personal concepts. `geneval_share` of the prompts are GenEval's.
+
+    `pathways` are those in use. With one of them the prompts of the other are left out. With [] the policy is asked
+    nothing: the prompts of both are drawn as they are, and the default reward is the ensemble "sync_r1_without_tier".
+
+    `textual_template` is the query of the textual pathway: the name of one of TEMPLATES ("plain", or "instruct", which
+    says in words what to do with the facts), or a text with {facts}, {prompt} and, if wanted, {name}.
+    """
 
     task: Literal["sync_r1"]
     prompts: PromptFile
     heldout: PromptFile
     concepts: Directory
     geneval_share: float = Field(0.0, ge=0, le=1)
+    pathways: tuple[Literal["visual", "textual"], ...] = ("visual", "textual")
+    textual_template: str = "plain"
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the policy is asked anything before it draws."""
+        return bool(self.pathways) and self.geneval_share < 1
+
+    @property
+    def template(self) -> str:
+        """The text of the textual template."""
+        return TEMPLATES.get(self.textual_template, self.textual_template)
+
+    @field_validator("pathways")
+    @classmethod
+    def _once_each(cls, pathways: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(pathways)) < len(pathways):
+            raise ValueError(f"pathways {list(pathways)}: a pathway is given twice; give each at most once")
+        return pathways
+
+    @field_validator("textual_template")
+    @classmethod
+    def _states_facts_and_prompt(cls, template: str) -> str:
+        if template in TEMPLATES:
+            return template
+        try:
+            fields = [(name, more, kind) for _, name, more, kind in Formatter().parse(template) if name is not None]
+        except ValueError as error:
+            raise ValueError(f"the template is malformed ({error}); double a brace that is text") from None
+        unknown = [name for name, more, kind in fields if name not in _FIELDS or more or kind]
+        missing = [f"{{{name}}}" for name in _NEEDED if name not in (field for field, _, _ in fields)]
+        if unknown or missing:
+            found = f"has an unknown {{{unknown[0]}}}" if unknown else f"lacks {' and '.join(missing)}"
+            raise ValueError(
+                f"the template {found}; give a text with {{facts}}, {{prompt}} and, if wanted, {{name}}, or one of "
+                f"{', '.join(TEMPLATES)}"
+            )
+        return template
 
 
 def _task(table: object) -> str | None:

@@ -17,7 +17,7 @@ from trainer.settings.loss import SMALLEST_GROUP, LossSettings, OptimizerSetting
 from trainer.settings.policy import PolicySettings
 from trainer.settings.ranks import RankSettings
 from trainer.settings.report import ReportSettings
-from trainer.settings.rewards import RewardSettings
+from trainer.settings.rewards import INTRINSIC, RewardSettings
 
 AUTO_AUDIT: Final = 0.2  # the share of groups that measure screens
 AUTO_FRACTIONS: Final = (0.2, 0.5)  # of the denoising steps, at which previews may be screened
@@ -158,12 +158,16 @@ class TrainerSettings(Node):
     @model_validator(mode="before")
     @classmethod
     def _sync_r1_has_an_ensemble(cls, table: Any) -> Any:
-        """Reward Sync-R1's task by its ensemble unless the settings name another reward; require [trainer.rewards]."""
+        """Reward Sync-R1's task by its ensemble unless the settings name another reward; require [trainer.rewards].
+
+        Without answers TIER has nothing to read, so that the ensemble is another.
+        """
         if not isinstance(table, Mapping):
             return table
         data, rewards = table.get("data"), table.get("rewards", {})
         if isinstance(data, Mapping) and isinstance(rewards, Mapping) and data.get("task") == "sync_r1":
-            rewards = rewards if "scorers" in rewards or "ensemble" in rewards else {**rewards, "ensemble": "sync_r1"}
+            default = {"ensemble": "sync_r1" if data.get("pathways", True) else "sync_r1_without_tier"}
+            rewards = rewards if {"scorers", "terms", "ensemble"} & set(rewards) else {**rewards, **default}
         return {**table, "rewards": rewards}
 
     @property
@@ -179,6 +183,17 @@ class TrainerSettings(Node):
         total = self.policy.image_steps
         steps = {round(fraction * total) for fraction in AUTO_FRACTIONS} - {0, total}
         return () if self.rewards.surrogate == "known" else tuple(sorted(steps))
+
+    @property
+    def is_own_teacher(self) -> bool:
+        """Whether the policy scores `intrinsic` itself."""
+        named = {*self.rewards.weights, self.rewards.surrogate, *self.evaluate.scorers}
+        return self.rewards.teacher != "service" and INTRINSIC in named
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a KL term or the scorer `intrinsic` needs the policy's reference."""
+        return self.loss.needs_reference or (self.is_own_teacher and self.rewards.teacher == "reference")
 
     def check_ranks(self, count: int) -> None:
         """Raise SettingsError unless each of `count` ranks has a group to draw, and `ranks.shard` divides them."""
@@ -212,10 +227,10 @@ class TrainerSettings(Node):
     def _a_policy_that_answers(self) -> TrainerSettings:
         if self.policy.family != "flow":
             return self
-        if self.policy.language is None and self.data.task == "sync_r1" and self.data.geneval_share < 1:
+        if self.policy.language is None and self.data.has_answers:
             raise ValueError(
                 "data.task 'sync_r1' asks the policy questions, but policy.family 'flow' answers none without a "
-                "language model; give policy.language, or data.task 'prompts'"
+                "language model; give policy.language, data.pathways [], or data.task 'prompts'"
             )
         if self.policy.language is not None and self.ranks.shard > 1:
             raise ValueError(
@@ -224,11 +239,35 @@ class TrainerSettings(Node):
         return self
 
     @model_validator(mode="after")
-    def _a_screen_by_known_terms_has_answers(self) -> TrainerSettings:
-        if self.screen.is_on and self.rewards.surrogate == "known" and self.data.task == "prompts":
+    def _a_policy_that_reads_images(self) -> TrainerSettings:
+        if not self.is_own_teacher:
+            return self
+        if self.rewards.results.get(INTRINSIC) == "answer":
             raise ValueError(
-                "rewards.surrogate 'known' screens answers, but data.task 'prompts' has none; give 'known+predicted' "
-                "or a scorer, or screen.select 'first_above' with screen.threshold 'none' for no screen"
+                f"rewards.terms scores an answer by '{INTRINSIC}', by which the policy describes an image; give "
+                "of = 'image'"
+            )
+        if self.policy.family == "flow" and self.policy.language is None:
+            raise ValueError(
+                f"scorer '{INTRINSIC}' asks the policy what its images show, but policy.family 'flow' reads none "
+                "without a language model; give policy.language, or rewards.teacher 'service' and serve a scorer of "
+                "that name"
+            )
+        if self.rewards.teacher == "reference" and self.ranks.shard > 1 and self.policy.lora is None:
+            raise ValueError(
+                f"rewards.teacher 'reference' reads images while the policy draws, but with ranks.shard "
+                f"{self.ranks.shard} the copy of the policy is split then; give policy.lora, whose reference is the "
+                "policy without adapters, rewards.teacher 'current' or 'service', or shard 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_screen_by_known_terms_has_answers(self) -> TrainerSettings:
+        if self.screen.is_on and self.rewards.surrogate == "known" and not self.data.has_answers:
+            where = "data.task 'prompts' has" if self.data.task == "prompts" else "these data.pathways have"
+            raise ValueError(
+                f"rewards.surrogate 'known' screens answers, but {where} none; give 'known+predicted' or a scorer, or "
+                "screen.select 'first_above' with screen.threshold 'none' for no screen"
             )
         return self
 
@@ -243,10 +282,10 @@ class TrainerSettings(Node):
 
     @model_validator(mode="after")
     def _held_out_scorers_are_not_trained_on(self) -> TrainerSettings:
-        both = [name for name in self.evaluate.scorers if self.rewards.scorers.get(name)]
+        both = [name for name in self.evaluate.scorers if self.rewards.weights.get(name)]
         if both:
             raise ValueError(
-                f"evaluate.scorers names {', '.join(both)}, which rewards.scorers trains on; name other scorers, or "
+                f"evaluate.scorers names {', '.join(both)}, which [trainer.rewards] trains on; name other scorers, or "
                 "give a weight of 0 there"
             )
         if self.data.heldout is None and (self.evaluate.scorers or self.evaluate.every):

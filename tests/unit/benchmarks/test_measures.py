@@ -15,7 +15,7 @@ from trainer.evaluate.compare import Evaluation, Row
 
 def row(prompt: str, part: float | None, pathway: str = "visual", **more: object) -> Row:
     fields: dict[str, object] = {"answer": "", "reward": part, "components": {}, "right": None, "image_part": part}
-    return Row("k", pathway, "plain", prompt, **{**fields, **more})  # type: ignore[arg-type]
+    return Row("k" if pathway == "none" else "<k>", pathway, "plain", prompt, **{**fields, **more})  # type: ignore[arg-type]
 
 
 def of(*rows: Row) -> Evaluation:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from synod.contracts import Pixels
 from trainer.policy.base import ParameterGroup, Terms
 from trainer.policy.flow import sde
-from trainer.policy.flow.segments import Condition, LatentSegment, Sampler, normals
-from trainer.types import Modality, Query, Seed, Segment
+from trainer.policy.flow.segments import LatentSegment, Sampler, normals
+from trainer.types import Condition, Modality, Query, Seed, Segment
 
 SHAPE = (1, 2, 3)  # C H W
 WORDS = 5  # the last one ends an answer

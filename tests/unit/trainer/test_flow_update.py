@@ -42,7 +42,7 @@ def group(policy: FlowToy, prompt: str, rewards: Sequence[float | None], number:
         policy.denoise(policy.start([prompt] * len(seeds), [(*seed, turn) for seed in seeds]), policy.image_steps)
         for turn in (0, 1)
     ]
-    rollouts = tuple(Rollout(i, parts) for i, parts in enumerate(zip(said, *drawn, strict=True)))
+    rollouts = tuple(Rollout(seed, parts) for seed, parts in zip(seeds, zip(said, *drawn, strict=True), strict=True))
     task = Task("toy", "none", Prompt(prompt, "toy"), RewardSpec({"a": 1.0}))
     found = tuple(Reward(None) if value is None else Reward(value) for value in rewards)
     previews = Previews(

@@ -11,6 +11,7 @@ from tests.unit.trainer.loops import MakePolicy, lines
 from tests.unit.trainer.reward_services import Judge, serve
 from tests.unit.trainer.tiny_flow import write_pipeline
 from trainer import run
+from trainer.dry_run import dry_run
 from trainer.evaluate import command
 from trainer.policy import registry
 from trainer.settings import load
@@ -55,6 +56,40 @@ def test_shipped_settings_train_a_small_policy(
     evaluation = settings.run_dir / "evaluation"
     assert (evaluation / "before.json").exists()
     assert (evaluation / "after.json").exists()
+
+
+@pytest.mark.parametrize("name", ["gvu_embedded", "gvu_train"])
+def test_the_settings_of_gvu_train_a_small_policy(
+    name: str,
+    make_policy: MakePolicy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On its own reward, with GenEval's score watched: a dry run, and two steps."""
+    make_policy().save(tmp_path / "model")
+    monkeypatch.setitem(reward_services.CATALOGUE, "scorers", [{"name": "geneval", "needs": ["image", "geneval"]}])
+    with serve(Judge()) as url:
+        small = {
+            **SMALL,
+            "REWARD_BATCH_SIZE": "4",
+            "SCREEN__GROUP_SIZE": "4",
+            "REWARDS__URL": url,
+            "RUN_DIR": str(tmp_path / "run"),
+            "POLICY__MODEL": str(tmp_path / "model"),
+            "POLICY__VQ": str(tmp_path / "model/vq"),
+        }
+        settings = load(CONFIGS / f"{name}.toml", {f"SYNOD__TRAINER__{key}": value for key, value in small.items()})
+        assert dry_run(settings) == 0
+        assert run.run(settings) == 0
+    assert "intrinsic: 0." in capsys.readouterr().out
+    for one in lines(settings.run_dir):
+        assert set(one["components"]) == {"geneval", "intrinsic"}
+        assert one["reward_mean"] == pytest.approx(one["components"]["intrinsic"])  # the other has weight 0
+        assert (one["pathways"], one["loss_text"]) == (["none", "none"], None)
+        assert one["grad_norm"] > 0
+        assert one["ratio_max_image"] == 1.0  # of the distribution that was sampled
+    assert one["kl_image"] > 0
 
 
 def test_the_settings_of_flow_grpo_train_a_small_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

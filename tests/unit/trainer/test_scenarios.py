@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata
 from trainer.scenarios import compound, make_task, reward_item, surrogate_item, textual_query
+from trainer.settings.data import TEMPLATES
 from trainer.types import ConceptProfile, Prompt, RewardSpec
 
 IMAGES = tuple(np.full((4, 4, 3), i, np.uint8) for i in range(3))
@@ -30,6 +31,25 @@ def test_query_and_compound_prompt() -> None:
     assert compound("a photo of <bo>", " <bo> is brown. ") == "a photo of <bo>. <bo> is brown."
     assert compound("a photo of <bo>.", "<bo> is brown.") == "a photo of <bo>. <bo> is brown."
     assert compound("a photo of <bo>", " ") == "a photo of <bo>"
+
+
+def test_a_template_states_facts_prompt_and_name() -> None:
+    assert textual_query(FACTS[:2], VAGUE.text, "{name}? {prompt}! {{{facts}}}", "<bo>") == (
+        "<bo>? a photo of <bo> with its kite! {<bo> has a red hat. <bo> has a blue kite}"
+    )
+    assert textual_query(("it {holds} braces",), "{prompt}") == "it {holds} braces. {prompt}"
+    made = make_task(VAGUE, BO, "textual", REWARD, np.random.default_rng(0), TEMPLATES["instruct"])
+    assert made.query is not None
+    assert made.query.text.startswith("This is known about <bo>: <bo> has a ")
+    assert all(text in made.query.text for text in (*FACTS, VAGUE.text))
+
+
+def test_a_concept_prompt_without_reasoning_keeps_its_references() -> None:
+    made = make_task(VAGUE, BO, "none", REWARD, np.random.default_rng(0))
+    assert (made.key, made.query, made.segments) == ("<bo>/none", None, ())
+    item = reward_item(made, DRAWN, "", IMAGES[:2])
+    assert (item.prompt, item.concept, len(item.references)) == (VAGUE.resolved, BO.concept, 2)
+    assert (item.reasoning, item.geneval) == (None, None)
 
 
 @given(seeds)

@@ -125,7 +125,7 @@ def test_the_figures_are_reported(make_policy: MakePolicy, tiny_settings: MakeSe
     assert set(last["signal_per_second"]) == set(last["audit"]) == {"visual", "textual", "none"}
     assert sum(one["groups"] for one in last["audit"].values()) == 4 * 3
     assert [pathway for pathway, _ in audit(records)] == [
-        {"none": "no concept"}.get(pathway, pathway) for pathway in last["audit"]
+        {"none": "no reasoning"}.get(pathway, pathway) for pathway in last["audit"]
     ]
     assert "Audit of the screen" in write_report(settings.run_dir).read_text()
     assert "textual: rank correlation" in (audit_line(state.audits, state.costs) or "")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from synod.errors import SettingsError
-from trainer.policy.base import ParameterGroup, Terms, TextSegment
+from trainer.policy.base import ParameterGroup, Terms, TextSegment, TokenLogp
 from trainer.policy.flow.connector import Connector, read_connector_config
 from trainer.policy.flow.language import Language
 from trainer.policy.flow.pipelines import Conditions
@@ -82,6 +82,13 @@ class JointPolicy(FlowPolicy):
                 drawn = self.language.sample(self._part(LANGUAGE), query, uniform[places])
             found |= zip(places, drawn, strict=True)
         return [found[place] for place in range(len(queries))]
+
+    @torch.no_grad()
+    def token_logps(self, queries: Sequence[Query], answers: Sequence[str]) -> list[TokenLogp]:
+        """Return how likely each token of given answers is, by a pass for each query."""
+        with self._autocast(self.device):
+            pairs = zip(queries, answers, strict=True)
+            return [self.language.token_logp(self._part(LANGUAGE), query, answer) for query, answer in pairs]
 
     def _conditions(self, prompts: Sequence[str]) -> Conditions:
         if not self.has_connector:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from synod.errors import SettingsError
-from trainer.policy.base import TextSegment
+from trainer.policy.base import TextSegment, TokenLogp
 from trainer.policy.weights import directory_of
 from trainer.types import Query
 
@@ -62,6 +62,25 @@ class Language:
         old = nn.utils.rnn.pad_sequence([one.logp_S for one in segments], batch_first=True)
         lengths = torch.tensor([len(one.ids_S) for one in segments], device=ids.device)
         mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        logits = self._read(model, query, ids, mask)
+        return self.logp(logits).gather(-1, ids[..., None])[..., 0], old, mask
+
+    def token_logp(self, model: Any, query: Query, answer: str) -> TokenLogp:
+        """Return how likely each token of a given answer is, among all tokens.
+
+        It is the softmax of GvU, where `logp` leaves out tokens that stand for images, because they are never sampled.
+        """
+        tokenizer = self.processor.tokenizer
+        found = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        if not found:
+            return TokenLogp((), ())
+        ids = torch.tensor([found], device=model.device)
+        logits = self._read(model, query, ids, torch.ones_like(ids, dtype=torch.bool))
+        logp = logits.float().log_softmax(-1).gather(-1, ids[..., None])[0, :, 0]
+        return TokenLogp(tuple(tokenizer.convert_ids_to_tokens(found)), tuple(logp.tolist()))
+
+    def _read(self, model: Any, query: Query, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the logits [B S V] of each token of answers [B S] to one query, by one pass."""
         inputs = self._ask(model, query)
         read = inputs["input_ids"].shape
         tails = {"input_ids": ids, "attention_mask": mask.long()}
@@ -70,8 +89,8 @@ class Language:
             if values.shape == read:  # an entry for each token; others mark image tokens, and 0 is text
                 rows = torch.cat((rows, tails.get(name, torch.zeros_like(ids)).to(rows)), 1)
             inputs[name] = rows
-        logits = model(**inputs, logits_to_keep=ids.shape[1] + 1, use_cache=False).logits[:, :-1]
-        return self.logp(logits).gather(-1, ids[..., None])[..., 0], old, mask
+        logits: Tensor = model(**inputs, logits_to_keep=ids.shape[1] + 1, use_cache=False).logits
+        return logits[:, :-1]
 
     def logp(self, logits: Tensor) -> Tensor:
         """Return log-probabilities [... V] in float32; tokens that stand for images have none."""

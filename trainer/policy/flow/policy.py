@@ -27,10 +27,10 @@ from trainer.policy.base import ParameterGroup, Terms
 from trainer.policy.flow import memory, sde
 from trainer.policy.flow.memory import Dtype
 from trainer.policy.flow.pipelines import Conditions, Pipeline, Shapes
-from trainer.policy.flow.segments import Condition, LatentSegment, Sampler, normals
+from trainer.policy.flow.segments import LatentSegment, Sampler, normals
 from trainer.policy.lora import Lora
 from trainer.policy.weights import state_of, write_weights
-from trainer.types import Modality, Query, Seed, Segment
+from trainer.types import Condition, Modality, Query, Seed, Segment
 
 ADAPTER: Final = "adapter"  # in a saved directory
 CACHED_PROMPTS: Final = 256  # 0.7 GB for Stable Diffusion 3.5 in bfloat16

@@ -16,18 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synod.contracts import Pixels
 from trainer.policy.base import Terms
 from trainer.policy.flow import sde
-from trainer.types import Modality, Seed
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Condition:
-    """What an image is drawn from: a text, and for an edit the source image, uint8 [H W 3]."""
-
-    text: str
-    source: Pixels | None = None
+from trainer.types import Condition, Modality, Seed
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from synod.contracts import Pixels
 from synod.errors import SettingsError
-from trainer.policy.base import ParameterGroup, Terms, TextSegment
+from trainer.policy.base import ParameterGroup, Terms, TextSegment, TokenLogp
 from trainer.policy.lora import Lora
 from trainer.policy.show_o import maskgit, vocabulary
 from trainer.policy.show_o.config import ShowOConfig
@@ -224,12 +224,34 @@ class ShowO:
         length = int(ends[0]) + 1 if len(ends) else len(ids_S)
         return TextSegment(query, ids_S[:length], logp_S[:length], self.vocab.decode(ids_S[:length].tolist()))
 
+    @torch.no_grad()
+    def token_logps(self, queries: Sequence[Query], answers: Sequence[str]) -> list[TokenLogp]:
+        """Return how likely each token of given answers is, all of them in one pass.
+
+        Images are tokenised from their pixels. Probabilities are those of the text tokens that may be said.
+        """
+        ids = [torch.tensor(self.vocab.encode(answer), dtype=torch.long, device=self.device) for answer in answers]
+        given = [
+            TextSegment(query, own, torch.zeros_like(own, dtype=torch.float32), answer)
+            for query, own, answer in zip(queries, ids, answers, strict=True)
+        ]
+        logp_BS, _, mask_BS = self._text_logprobs(given)
+        spelt = [tuple(self.vocab.tokenizer.convert_ids_to_tokens(own.tolist())) for own in ids]
+        rows = zip(spelt, logp_BS.cpu(), mask_BS.cpu(), strict=True)
+        return [TokenLogp(tokens, tuple(logp[mask].tolist())) for tokens, logp, mask in rows]
+
     @property
     def _end_of_image(self) -> int:
         return 2 + self.config.num_vq_tokens
 
+    @property
+    def image_side(self) -> int:
+        """Return the width and height of its images in px."""
+        side: int = round(self.config.num_vq_tokens**0.5) * self.vq.config.patch
+        return side
+
     def _question(self, query: Query) -> Tensor:
-        side = round(self.config.num_vq_tokens**0.5) * self.vq.config.patch
+        side = self.image_side
         image = fit_to_square(query.image, side) if query.image is not None else np.zeros((side, side, 3), np.uint8)
         return self.vocab.question(query.text, self._codes(image)).to(self.device)
 

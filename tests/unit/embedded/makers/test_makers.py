@@ -20,7 +20,7 @@ from transformers import (
 
 from embedded import world
 from embedded.makers import detector, magvit, show_o
-from embedded.makers.__main__ import NAMES, make
+from embedded.makers.__main__ import PARTS, make
 from embedded.makers.dataset import QUICK, normalised
 from services.models import blip2, dinov2, face, open_clip, semantic
 from services.scorers.geneval.colour import ColorClassifier
@@ -35,9 +35,9 @@ def image() -> np.ndarray:
     return world.render(scene, rng).image
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PARTS["all"])
 def test_directories_hold_only_safetensors_weights(toys: Path, name: str) -> None:
-    suffixes = {file.suffix for file in (toys / name).iterdir()}
+    suffixes = {file.suffix for file in (toys / name).rglob("*") if file.is_file()}
     assert suffixes == {".json", ".safetensors"}
 
 

@@ -6,28 +6,32 @@ import json
 import re
 from dataclasses import asdict
 
-from embedded.makers import blip2, clip, detector, dinov2, face, magvit, show_o
-from embedded.makers.__main__ import NAMES, ROOT
+from embedded.makers import blip2, clip, codec, detector, dinov2, face, flow, magvit, show_o
+from embedded.makers.__main__ import FLOW, NAMES, PICTURE, ROOT
 
 WEIGHTS, QUALITY = ROOT / "embedded/weights", ROOT / "embedded/QUALITY.md"
-MAKERS = {module.__name__.rsplit(".")[-1]: module for module in (blip2, clip, detector, dinov2, face, magvit)}
-MAKERS["show-o"] = show_o
-SECOND_PARTS = {magvit: [magvit.DECODER_RECIPE], show_o: [show_o.UNCERTAIN_RECIPE]}
-LIMIT_BYTES = 32 * 2**20
+RECIPES = {
+    f"{module.__name__.rsplit('.')[-1]}-world": [module.RECIPE] for module in (blip2, clip, detector, dinov2, face)
+}
+RECIPES["magvit-world"] = [magvit.RECIPE, magvit.DECODER_RECIPE]
+RECIPES["show-o-world"] = [show_o.RECIPE, show_o.UNCERTAIN_RECIPE]
+RECIPES[PICTURE] = [codec.RECIPE, flow.RECIPE]
+SHIPPED = (*NAMES, *(name for name in FLOW if (WEIGHTS / name).exists()))
+LIMIT_BYTES, FLOW_LIMIT_BYTES = 32 * 2**20, 16 * 2**20
 
 
 def test_every_model_was_trained_by_its_present_recipe() -> None:
-    for name in NAMES:
-        maker = MAKERS[name.removesuffix("-world")]
-        recipes = [maker.RECIPE, *SECOND_PARTS.get(maker, ())]
+    for name in SHIPPED:
+        recipes = RECIPES[name]
         written = [part["recipe"] for part in json.loads((WEIGHTS / name / "training.json").read_text())]
         assert written == list(map(asdict, recipes)), name
 
 
 def test_weights_are_small_and_without_pickle() -> None:
-    files = [file for name in NAMES for file in (WEIGHTS / name).rglob("*") if file.is_file()]
-    assert {file.suffix for file in files} <= {".json", ".safetensors"}
-    assert sum(file.stat().st_size for file in files) <= LIMIT_BYTES
+    for names, limit in ((NAMES, LIMIT_BYTES), (FLOW, FLOW_LIMIT_BYTES)):
+        files = [file for name in names for file in (WEIGHTS / name).rglob("*") if file.is_file()]
+        assert {file.suffix for file in files} <= {".json", ".safetensors"}
+        assert sum(file.stat().st_size for file in files) <= limit
 
 
 def floors(text: str) -> dict[str, tuple[list[float], float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from synod.contracts import (
 CONFIGS = sorted((Path(__file__).parents[4] / "deploy/configs").glob("*.toml"))
 BLACK = np.zeros((8, 8, 3), np.uint8)
 PLAIN = ScoreItem(BLACK, "a photo of a dog", geneval=GenEvalMetadata("single_object", (GenEvalClause("dog", 1),)))
+WITHOUT = "_without_tier"
 SYNC_R1_VALUES = {"tier": 0.5, "ber": -0.25, "der": 0.75, "fer": 1.0}
 
 
@@ -62,9 +63,11 @@ async def test_a_plain_prompt_is_scored(path: Path) -> None:
     for name, ensemble in loaded.ensembles.items():
         (result,) = (await gateway.score(ScoreRequest((PLAIN,), (), name))).results
         if ensemble.weights is None:
-            assert name == "sync_r1", "eq. 34 rewards concepts alone"
+            assert name.startswith("sync_r1"), "eq. 34 rewards concepts alone"
             assert isinstance(result.reward, ScoreFailure)
             assert "concept kinds animal, object, person only" in result.reward.message
+        elif "tier" in ensemble.weights:
+            assert isinstance(result.reward, ScoreFailure), "there is no answer"
         else:
             assert isinstance(result.reward, Score), result
             assert result.reward.value == -0.5 * sum(ensemble.weights.values()), "a negative value is not clipped"
@@ -85,3 +88,8 @@ async def test_sync_r1_is_eq_34(path: Path, kind: str, reward: float) -> None:
     (result,) = (await gateway.score(ScoreRequest((item,), (), "sync_r1"))).results
     assert isinstance(result.reward, Score)
     assert result.reward.value == pytest.approx(reward, abs=1e-12)
+    bare = replace(item, reasoning=None)
+    results = [(await gateway.score(ScoreRequest((bare,), (), f"sync_r1{one}"))).results[0] for one in ("", WITHOUT)]
+    assert isinstance(results[0].reward, ScoreFailure), "an ensemble with TIER needs an answer"
+    assert isinstance(results[1].reward, Score)
+    assert results[1].reward.value == pytest.approx(reward - 0.4 * 0.5, abs=1e-12)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,12 @@ from hypothesis import strategies as st
 from embedded import world
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata
 from synod.errors import SettingsError
-from trainer.data.concepts import read_concepts
+from trainer.data.concepts import read_concepts, without_held_out
 from trainer.data.prompts import read_concept_prompts
 from trainer.data.source import GENEVAL as GENEVAL_REWARD
-from trainer.data.source import SyncR1Tasks
-from trainer.types import Aggregation, ConceptProfile, Prompt, RewardSpec, Task
+from trainer.data.source import SyncR1Tasks, heldout_tasks, training_tasks
+from trainer.settings import TrainerSettings
+from trainer.types import Aggregation, ConceptProfile, Pathway, Prompt, RewardSpec, Task
 
 ROOT = Path(__file__).parents[4]
 BO = ConceptProfile(
@@ -32,6 +35,7 @@ GENEVAL = [
     for i in range(count)
 ]
 REWARD = RewardSpec(ensemble="sync_r1")
+HELD = '{"name": "<bo>", "class": "dog", "extra_info": ["<bo> sings"], "heldout": [true, false, true]}'
 EVERY = [*PLAIN, *VAGUE, *GENEVAL]
 
 
@@ -105,6 +109,7 @@ def test_a_bad_line_is_named(world_dir: Path, line: str, message: str) -> None:
     [
         ("info.json", "{", "info.json is not valid JSON"),
         ("info.json", '{"name": "<bo>", "kind": "plant", "class": "fern", "info": ""}', "info.json.kind: 'plant'"),
+        ("info.json", HELD, "heldout has 3 flags, but extra_info has 1 facts; give one for each"),
         ("conversations.json", '[{"query": "q"}]', "conversations.json[0].answer: missing"),
         ("conversations.json", '{"query": "q"}', "'query' is neither an image of the concept nor text_only"),
         ("conversations.json", '{"text_only": "q"}', "a string where a list belongs"),
@@ -123,6 +128,43 @@ def test_a_bad_concept_is_named(world_dir: Path, name: str, content: str | None,
     with pytest.raises(SettingsError) as caught:
         read_concepts(world_dir / "concepts")
     assert message in str(caught.value)
+
+
+def held_out(world_dir: Path, flags: list[bool]) -> None:
+    info = world_dir / "concepts/bo/info.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "heldout": flags}))
+
+
+def test_training_does_not_read_held_out_facts(world_dir: Path) -> None:
+    held_out(world_dir, [True, False])
+    path = world_dir / "prompts.jsonl"
+    lines = [line for line in path.read_text().splitlines() if '"fact": 0' not in line]
+    path.write_text("\n".join(lines) + "\n")
+    whole = read_concepts(world_dir / "concepts")
+    read = read_concept_prompts(path, whole)
+    concepts, prompts = without_held_out(whole, read, path)
+    assert concepts["<bo>"].facts == ("<bo> has a blue kite",)
+    assert {prompt.fact for prompt in prompts} == {None, 0}, "the second fact is now the first"
+    assert [prompt.text for prompt in prompts] == [prompt.text for prompt in read]
+    tasks = SyncR1Tasks(prompts, concepts, REWARD, (0,), 8).tasks(0)
+    textual = [task for task in tasks if task.pathway == "textual"]
+    assert textual
+    for task in textual:
+        assert (task.segments, task.truth) == (("<bo> has a blue kite",), (1.0,))
+        assert task.query is not None
+        assert "hat" not in task.query.text.replace("wearing its hat", "")
+
+
+def test_a_training_prompt_about_a_held_out_fact_is_refused(settings_from: Callable[..., TrainerSettings]) -> None:
+    settings = settings_from()
+    held_out(settings.data.prompts.parent, [True, False])
+    with pytest.raises(
+        SettingsError, match=r"'0 <bo> wearing its hat' hints at fact 0 of <bo>, which the heldout of info"
+    ):
+        training_tasks(settings)
+    evaluated = [one for one in heldout_tasks(settings, 0, 20) if one.pathway == "textual"]
+    assert {one.prompt.fact for one in evaluated} == {0, 1}
+    assert all(len(one.segments) == 2 for one in evaluated)
 
 
 def test_two_folders_of_one_name_are_refused(world_dir: Path) -> None:
@@ -188,6 +230,29 @@ def test_seeds_differ() -> None:
 def test_a_repeated_prompt_gets_a_new_query() -> None:
     queries = {(e.prompt.text, e.segments) for e in run(200) if e.pathway == "textual"}
     assert len(queries) > len(VAGUE)
+
+
+@pytest.mark.parametrize(("pathway", "pool"), [("visual", PLAIN), ("textual", VAGUE)])
+def test_one_pathway_leaves_out_the_others_prompts(pathway: Pathway, pool: list[Prompt]) -> None:
+    source = SyncR1Tasks(EVERY, {"<bo>": BO}, REWARD, (3,), len(pool), 0.0, (pathway,))
+    assert SyncR1Tasks(pool, {"<bo>": BO}, REWARD, (3,), len(pool), 0.0, (pathway,)).tasks(1)
+    for step in range(4):
+        tasks = source.tasks(step)
+        assert {task.pathway for task in tasks} == {pathway}
+        assert sorted(task.prompt.text for task in tasks) == sorted(prompt.text for prompt in pool)
+
+
+def test_without_pathways_the_same_prompts_are_drawn_as_they_are() -> None:
+    """The scorer follows the prompt: concept prompts keep their reward, and only GenEval's have GenEval's."""
+    whole = SyncR1Tasks(EVERY, {"<bo>": BO}, REWARD, (3,), 60, 0.4).tasks(0)
+    bare = SyncR1Tasks(EVERY, {"<bo>": BO}, REWARD, (3,), 60, 0.4, ()).tasks(0)
+    assert [task.prompt.text for task in bare] == [task.prompt.text for task in whole]
+    for task in bare:
+        assert (task.pathway, task.query, task.segments) == ("none", None, ())
+        assert task.reward == (REWARD if task.prompt.geneval is None else GENEVAL_REWARD)
+        assert task.profile is (BO if task.prompt.geneval is None else None)
+        assert task.key == ("<bo>/none" if task.profile else f"{task.prompt.tag}/none")
+    assert SyncR1Tasks(PLAIN, {"<bo>": BO}, REWARD, (3,), 4, 0.0, ()).tasks(0)  # no prompt with a fact is needed
 
 
 @pytest.mark.parametrize(

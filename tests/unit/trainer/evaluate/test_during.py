@@ -231,7 +231,7 @@ def test_reward_hacking_is_logged(make_policy: MakePolicy, tiny_settings: MakeSe
         ({"EVALUATE__SCORERS": "{ hps = 0.0 }"}, "every weight of hps is 0"),
         (
             {"EVALUATE__SCORERS": '["hps", "ber"]', "REWARDS__SCORERS": "{ ber = 1.0, hps = 0.0 }"},
-            "evaluate.scorers names ber, which rewards.scorers trains on",
+            r"evaluate.scorers names ber, which \[trainer.rewards\] trains on",
         ),
     ],
 )

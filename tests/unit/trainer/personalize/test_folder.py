@@ -17,7 +17,7 @@ from synod.errors import SettingsError
 from tests.unit.trainer.personalize.unify_tree import plus, write_image, write_json, write_tree
 from trainer.data.concepts import read_concepts
 from trainer.personalize.folder import read_folder, read_names
-from trainer.personalize.records import ConceptPrompt, Plus, Question, load_photos, same_class
+from trainer.personalize.records import ConceptPrompt, Plus, Question, load_image, load_photos, same_class
 
 ROOT = Path(__file__).parents[4]
 
@@ -42,6 +42,23 @@ def test_world_exported_in_the_public_form_is_read() -> None:
         assert sum(one.is_choice for one in found.questions) == 4
         assert len(found.recognition) >= 8
         assert all(profile.name in question for question in found.recognition)
+
+
+def test_photographs_are_read_with_their_sources() -> None:
+    folder = ROOT / "embedded/data/photographs"
+    records, sources = read_folder(folder), (folder / "README.md").read_text()
+    assert [one.class_word for one in records.values()] == ["cat", "cup", "rocket"]
+    for one in records.values():
+        assert tuple(map(len, (one.train, one.test, one.random, one.facts))) == (4, 2, 6, 4)
+        assert {load_image(path).shape[2] for path in (*one.train, *one.test, *one.random)} == {3}
+        assert [fact.split for fact in one.plus.facts] == ["train", "train", "test", "test"]
+        assert [prompt.heldout for prompt in one.prompts if prompt.tag == "knowledge"] == [False, False, True, True]
+        assert tuple(map(len, (one.plus.dense, one.plus.passages, one.plus.vague_dense))) == (2, 1, 2)
+        for passage in one.plus.passages:
+            assert all(point in passage.answer for point in passage.points)
+        assert {question.image for question in one.questions} == {*one.test, None}
+        assert f"| `{one.folder.name}` | `skimage.data." in sources
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 400_000
 
 
 def test_public_concepts_train_sync_r1_too() -> None:
@@ -70,6 +87,29 @@ def test_both_forms_of_conditions_are_read(tmp_path: Path) -> None:
     write_json(path, ["A photo of <bo>.", "<bo> at home", "<bo> at work"])
     known = [one for one in read_folder(tmp_path)["<bo>"].prompts if one.tag == "knowledge"]
     assert known == [ConceptPrompt("<bo> at home", "knowledge"), ConceptPrompt("<bo> at work", "knowledge")]
+
+
+def test_held_out_facts_are_marked_and_not_taught(tmp_path: Path) -> None:
+    """The flags win over the public halves, and a training prompt of UnifyBench++ may not hint at such a fact."""
+    write_tree(tmp_path)
+    train = tmp_path / "concept/train/bo"
+    info = json.loads((train / "info.json").read_text())
+    write_json(train / "info.json", {**info, "heldout": [False, False, True]})
+    talks = json.loads((train / "conversations.json").read_text())
+    stated = [{"query": "what has <bo> ?", "answer": fact} for fact in ("<bo> has Green hat.", "<bo> has red hat")]
+    write_json(train / "conversations.json", {**talks, "text_only": stated})
+    record = read_folder(tmp_path)["<bo>"]
+    assert record.held_out == ("<bo> has green hat",)
+    assert [(one.fact, one.heldout) for one in record.prompts if one.tag == "knowledge"] == [
+        (0, False),
+        (1, False),
+        (2, True),
+    ]
+    assert [one.answer for one in record.taught if one.image is None] == ["<bo> has red hat"]
+    assert len(record.conversations) == len(record.taught) + 1
+    write_json(train / "info.json", {**info, "heldout": [True, False, False]})
+    with pytest.raises(SettingsError, match=r"facts\[0\] is of the split train, but info.json's heldout holds it out"):
+        read_folder(tmp_path)
 
 
 def test_a_folder_of_photos_needs_no_more_than_info(tmp_path: Path) -> None:

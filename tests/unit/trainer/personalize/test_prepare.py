@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ import pytest
 from synod.client import SynodClient
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreResponse
 from synod.images import ImageLimits, decode_item, encode_png
-from tests.unit.trainer.personalize.unify_tree import write_image, write_json
+from tests.unit.trainer.personalize.unify_tree import write_image, write_json, write_tree
 from tests.unit.trainer.reward_services import WIRE
+from trainer.data.concepts import read_concepts
+from trainer.data.prompts import read_concept_prompts
+from trainer.data.source import SyncR1Tasks
 from trainer.personalize import prepare, templates
 from trainer.personalize.folder import read_folder
+from trainer.personalize.prompts import prompt_lines
+from trainer.personalize.records import SPLITS, Plus
+from trainer.types import RewardSpec
 
 INFO = {"class": "otter", "info": "<bo> is brown.", "extra_info": ["<bo> has a red hat.", "<bo> likes tea"]}
 Prepare = Callable[..., int]
@@ -96,6 +103,49 @@ def test_photographs_and_info_are_enough(run: Prepare, photos: Path, capsys: pyt
     shown = [one for one in record.conversations if one.image is not None]
     assert {one.image for one in shown} == set(record.train)
     assert len({one.text for one in shown}) == 4, "the photographs are asked about in turn"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_prompts_train_sync_grpo_on_every_fact(run: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    assert "prompts.jsonl and prompts_heldout.jsonl: 18 and 6 prompts" in capsys.readouterr().out
+    concepts = read_concepts(photos)
+    train, heldout = (read_concept_prompts(photos / name, concepts) for name in prepare.PROMPTS)
+    assert not {one.text for one in train} & {one.text for one in heldout}
+    assert all(one.concept == "<bo>" and "<bo>" in one.text for one in (*train, *heldout))
+    assert [one.fact for one in train] == [None] * 12 + [0] * 3 + [1] * 3
+    assert [one.fact for one in heldout] == [None] * 4 + [0, 1]
+    first = next(one for one in train if one.fact == 0)
+    assert (first.text, first.tag) == ("A photo of <bo> and the hat.", "attribute")
+    assert first.resolved == "A photo of an otter and the hat. The otter has a red hat"
+    assert train[0].resolved == "A photo of an otter."
+    tasks = SyncR1Tasks(train, concepts, RewardSpec(ensemble="sync_r1"), (0,), 6).tasks(0)
+    assert {task.pathway for task in tasks} == {"visual", "textual"}
+
+
+def test_held_out_facts_are_in_no_file_of_training(run: Prepare, photos: Path) -> None:
+    write_json(photos / "info.json", {**INFO, "heldout": [False, True]})
+    assert run() == 0
+    assert {one["fact"] for one in read_lines(photos / "prompts.jsonl") if "fact" in one} == {0}
+    assert {one["fact"] for one in read_lines(photos / "prompts_heldout.jsonl") if "fact" in one} == {1}
+    trained = [photos / prepare.TALKS, photos / "prompts.jsonl"]
+    assert not [path for path in trained if "tea" in path.read_text()]
+
+
+def test_prompts_of_unify_bench_are_used_by_their_split(tmp_path: Path) -> None:
+    """Those of plus.json come first, then the public conditions, the first half of which trains."""
+    root = write_tree(tmp_path / "unify")
+    record = read_folder(root)["<bo>"]
+    hints = {split: [one for one in prompt_lines(record, split) if "fact" in one] for split in SPLITS}
+    assert [(one["prompt"], one["fact"]) for one in hints["train"]] == [("0 <bo> wearing hat", 0)]
+    assert [(one["fact"], one["resolved"]) for one in hints["test"]] == [(1, "1 a dog red hat"), (2, "2 a dog red hat")]
+    bare = replace(record, plus=Plus())
+    known = {split: [one["fact"] for one in prompt_lines(bare, split) if "fact" in one] for split in SPLITS}
+    assert known == {"train": [0], "test": [1, 2]}
+    assert prompt_lines(bare, "train")[-1]["resolved"] == "a photo of a dog wearing hat. The dog has red hat"
 
 
 def test_negatives_are_random_and_look_alike(run: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,7 +102,7 @@ def test_phases_add_up_to_the_step() -> None:
 
 def test_charts_show_what_was_measured() -> None:
     made = {chart["title"]: chart for chart in charts([{**record(k), "step": k} for k in range(STEPS)])}
-    assert [line["label"] for line in made["Reward"]["lines"]] == ["all", "visual", "textual", "no concept"]
+    assert [line["label"] for line in made["Reward"]["lines"]] == ["all", "visual", "textual", "no reasoning"]
     assert [line["label"] for line in made["Components"]["lines"]] == ["ber", "der", "geneval", "tier"]
     assert [line["label"] for line in made["Largest ratio"]["lines"]] == ["image"], "no text ratio was ever measured"
     visual = [0.40 + 0.01 * k for k in range(0, STEPS, 3)]

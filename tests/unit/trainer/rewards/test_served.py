@@ -7,11 +7,17 @@ import pytest
 from trainer.rewards.served import Served, Wanted
 from trainer.types import RewardSpec
 
-NO_BAR = "scorer 'bar' is not served; served are ber, der, geneval, jpeg"
+NO_BAR = "scorer 'bar' is not served; served are ber, der, format, geneval, jpeg"
 PLAIN = frozenset({"image", "prompt"})
 CONCEPT = PLAIN | {"concept", "references", "reasoning"}
 SERVED = Served(
-    {"ber": ["image", "prompt"], "der": ["image", "references"], "geneval": ["image", "geneval"], "jpeg": ["image"]},
+    {
+        "ber": ["image", "prompt"],
+        "der": ["image", "references"],
+        "geneval": ["image", "geneval"],
+        "jpeg": ["image"],
+        "format": ["reasoning"],
+    },
     {
         "t2i": {"weights": {"ber": 1.0, "jpeg": 0.0, "gone": 0.0}, "by_kind": {}},
         "sync_r1": {"weights": None, "by_kind": {"person": {"ber": 0.5, "der": 0.5}, "object": {"ber": 1.0}}},
@@ -41,6 +47,17 @@ SERVED = Served(
                 "scorer 'der' needs references, but these prompts give only image, prompt",
                 "scorer 'geneval' needs geneval, but these prompts give only image, prompt",
             ],
+        ),
+        (RewardSpec({"format": 1.0, "ber": 1.0}, of={"format": "answer"}), CONCEPT, []),
+        (
+            RewardSpec({"format": 1.0}, of={"format": "answer"}),
+            PLAIN,
+            ["scorer 'format' needs reasoning, but their answers give only prompt"],
+        ),
+        (
+            RewardSpec({"ber": 1.0}, of={"ber": "answer"}),
+            PLAIN | {"reasoning"},
+            ["scorer 'ber' needs image, but their answers give only prompt, reasoning"],
         ),
         (RewardSpec(ensemble="t2j"), PLAIN, ["ensemble 't2j' is not served; served are broken, sync_r1, t2i"]),
         (

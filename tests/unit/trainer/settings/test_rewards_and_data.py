@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from synod.errors import SettingsError
+from tests.unit.trainer.tiny_run import make_settings
 from trainer.data.source import GENEVAL, PromptTasks, SyncR1Tasks, heldout_tasks, training_tasks, wanted_rewards
+from trainer.rewards.served import Served
 from trainer.settings import PromptSettings, SyncR1Settings, TrainerSettings, load
 from trainer.types import RewardSpec
 
@@ -82,18 +84,26 @@ def test_sync_r1_is_rewarded_by_its_ensemble(settings_from: Make) -> None:
         (
             "",
             "",
-            "trainer.rewards: neither scorers nor an ensemble; give weights, such as scorers = { pickscore = 1.0 }",
+            "trainer.rewards: neither scorers nor terms nor an ensemble; give weights, such as scorers = { pick",
         ),
-        ("", "scorers = {}", "trainer.rewards: neither scorers nor an ensemble"),
+        ("", "scorers = {}", "trainer.rewards: neither scorers nor terms nor an ensemble"),
         (
             "",
             "scorers = { a = 1.0 }\nensemble = 'e'",
-            "trainer.rewards: both scorers (a) and ensemble 'e'; give one of",
+            "trainer.rewards: both scorers and ensemble; give one of",
         ),
         (
             "",
             "scorers = { a = 0.0, b = 0 }",
             "trainer.rewards: every weight of a, b is 0; give at least one scorer another",
+        ),
+        ("", "terms = [{ scorer = 'a', weight = 0 }]", "trainer.rewards: every weight of a is 0"),
+        ("", "terms = [{ scorer = 'a' }, { scorer = 'a' }]", "trainer.rewards: terms names scorer a twice; give the"),
+        ("", "terms = [{ scorer = 'a' }]\nensemble = 'e'", "trainer.rewards: both terms and ensemble; give one of"),
+        (
+            "",
+            "terms = [{ scorer = 'a', of = 'reply' }]",
+            "trainer.rewards.terms.0.of: Input should be 'image' or 'answ",
         ),
         ("", "scorers = { a = nan }", "trainer.rewards.scorers.a: Input should be a finite number (given: nan)"),
         (
@@ -177,6 +187,46 @@ def test_wanted_rewards_have_their_inputs(settings_from: Make, plain: Make, tmp_
         [{"geneval": 1.0}, {"ber": 1.0}],
     ]
     assert sorted(shares["0"][0].inputs) == ["concept", "image", "prompt", "reasoning", "references"]
+
+
+def test_without_pathways_tier_is_not_wanted(settings_from: Make) -> None:
+    """And the prompts have no answer to score."""
+    settings = settings_from(DATA__PATHWAYS="[]", REWARDS__SURROGATE="ber")
+    (wanted, surrogate) = wanted_rewards(settings)
+    assert wanted.spec.ensemble == "sync_r1_without_tier"
+    assert sorted(wanted.inputs) == ["concept", "image", "prompt", "references"]
+    assert surrogate.role == "surrogate"
+    served = Served({"tier": ["reasoning"]}, {"mine": {"by_kind": {"animal": {"tier": 0.4}}}})
+    named = settings_from('[trainer.rewards]\nensemble = "mine"', DATA__PATHWAYS="[]", SCREEN__THRESHOLD="none")
+    assert served.problems(wanted_rewards(named)) == [
+        "'tier' of ensemble 'mine' needs reasoning, but these prompts give only concept, image, prompt, references"
+    ]
+    with pytest.raises(SettingsError, match=r"'known' screens answers, but these data\.pathways have none"):
+        settings_from(DATA__PATHWAYS="[]", REWARDS__SURROGATE="known")
+
+
+def test_pathways_and_template_reach_the_tasks(settings_from: Make) -> None:
+    template = '"{prompt} | {facts}"'
+    settings = settings_from(DATA__PATHWAYS='["textual"]', DATA__TEXTUAL_TEMPLATE=template, PROMPTS_PER_STEP="8")
+    tasks = training_tasks(settings).tasks(0)
+    assert all(task.query and task.query.text.startswith(f"{task.prompt.text} | <bo> has a ") for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("pathways = ['visual', 'visual']", "data.pathways: pathways ['visual', 'visual']: a pathway is given twice"),
+        ("pathways = ['audio']", "data.pathways.0: Input should be 'visual' or 'textual'"),
+        ("textual_template = 'public'", "data.textual_template: the template lacks {facts} and {prompt}; give a text"),
+        ("textual_template = '{facts} {prompt} {fact}'", "the template has an unknown {fact}; give"),
+        ("textual_template = '{facts} {prompt.text}'", "give a text with {facts}, {prompt} and, if wanted, {name}, or"),
+        ("textual_template = '{facts} {prompt} }'", "the template is malformed (Single '}' encountered in format str"),
+    ],
+)
+def test_a_mistake_of_the_pathways_is_named(world_dir: Path, data: str, message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make_settings(world_dir, data)
+    assert message in str(caught.value)
 
 
 def test_surrogates_of_the_reward_want_no_scorer(settings_from: Make, plain: Make) -> None:

@@ -15,14 +15,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from services.scorers import likelihood
+from synod.contracts import Score, ScoreItem
 from synod.errors import SettingsError
 from tests import tiny_vlm
 from tests.unit.trainer.policy.flow.conftest import Load
 from tests.unit.trainer.tiny_flow import Family
 from trainer.policy import registry
+from trainer.policy.base import Reader
 from trainer.policy.flow import joint, language
 from trainer.policy.flow.connector import Connector, ConnectorConfig
 from trainer.policy.flow.joint import JointPolicy
+from trainer.rewards import intrinsic
+from trainer.rewards.intrinsic import QUESTION
 from trainer.settings import read_policy
 from trainer.types import Query
 
@@ -72,6 +77,30 @@ def test_answers_are_learnt_as_they_were_sampled(make: Make, image: Any) -> None
         for parameter in policy.module["language"].parameters():
             parameter.mul_(1.02)
     assert ratios(policy, answers).abs().max() > 1e-4
+
+
+def test_the_likelihood_of_a_text_is_that_of_the_services_scorer(make: Make, words: Path) -> None:
+    """Of the same weights, in one pass; of a reference that training does not change."""
+    texts = ("a red cat", "two dogs", "it")
+    served = likelihood.build("likelihood", likelihood.LikelihoodSettings(kind="likelihood", model=str(words)))
+    expected = served.score([ScoreItem(IMAGE, text) for text in texts])
+    policy = make()
+    policy.keep_reference()
+    found = policy.token_logps([Query(QUESTION, IMAGE)] * 3, texts)
+    for one, score in zip(found, expected, strict=True):
+        assert isinstance(score, Score)
+        assert list(one.tokens) == score.detail["tokens"]
+        assert one.values == pytest.approx(score.detail["log_probs"], abs=1e-5)
+        assert intrinsic.likelihood(one) == pytest.approx(score.value, abs=1e-5)
+    assert not policy.token_logps([Query(QUESTION, IMAGE)], [" "])[0].tokens
+    with torch.no_grad():
+        for parameter in policy.module["language"].parameters():
+            parameter.mul_(1.02)
+    assert policy.token_logps([Query(QUESTION, IMAGE)] * 3, texts) != found
+    with policy.reference():
+        assert policy.token_logps([Query(QUESTION, IMAGE)] * 3, texts) == found
+    assert isinstance(policy, Reader)
+    assert QUESTION == likelihood.QUESTION
 
 
 def test_tokens_are_drawn_by_their_probabilities(make: Make) -> None:

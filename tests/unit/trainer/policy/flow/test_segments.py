@@ -14,8 +14,8 @@ from torch import Tensor
 from tests.unit.trainer.flow_toy import SHAPE, FlowToy
 from trainer.policy.base import Policy
 from trainer.policy.flow import sde
-from trainer.policy.flow.segments import Condition, LatentSegment, Sampler, normals
-from trainer.types import Seed
+from trainer.policy.flow.segments import LatentSegment, Sampler, normals
+from trainer.types import Condition, Seed
 
 STEPS, GROUP = 6, 4
 SEEDS: list[Seed] = [(7, 0, 0, place) for place in range(GROUP)]
