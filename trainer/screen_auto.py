@@ -65,6 +65,7 @@ def _figures(screen: AutoScreen) -> dict[str, dict[str, float | None]]:
             "measured": screen.measured,
             "pearson": one.correlation.value,
             "pearson_error": one.correlation.error,
+            "false_rejections": one.false_rejections,
             "signal": one.signal.value if screen.has_evidence else None,
             "signal_error": one.signal.error if screen.has_evidence else None,
         }

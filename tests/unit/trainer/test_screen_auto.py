@@ -38,7 +38,7 @@ from trainer.credit import modality_advantages
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import END
 from trainer.report.metrics import Metrics
-from trainer.report.page import foresight, write_report
+from trainer.report.page import charts, foresight, write_report
 from trainer.rollout import ScoredGroup, _from_document, _to_document, finish, sample_previews
 from trainer.screen_auto import AutoScreens, auto_line, auto_record, moves, restored_screen, update_screens
 from trainer.screen_plan import ScreenPlan, auto_plan, fixed_plan
@@ -181,8 +181,10 @@ def test_it_is_said_where_screens_move(tiny_settings: MakeSettings) -> None:
     """In the log, in metrics.jsonl and on the page: a correlation of .6, and previews as dear as images, do not pay."""
     settings, costs = tiny_settings(**THREE), Costs(Work(steps=1.0), Work(1, 1, 1, 1, 1, 1))
     good, perfect = (
-        Foresight(Correlation(9, 9 * rho, 9, 9, tuple(9 * one for one in (rho**2, rho, rho, 1, 1, 1))), 7.2, 5.76)
-        for rho in (0.6, 1.0)
+        Foresight(
+            Correlation(9, 9 * rho, 9, 9, tuple(9 * one for one in (rho**2, rho, rho, 1, 1, 1))), 7.2, 5.76, missed
+        )
+        for rho, missed in ((0.6, 3.6), (1.0, 0.0))
     )
     before: AutoScreens = {"textual": AutoScreen(0, 9, {0: Foresight(), 2: good, 4: perfect}), "visual": AutoScreen(0)}
     screens, _ = update_screens(before, [], costs, settings)
@@ -199,19 +201,28 @@ def test_it_is_said_where_screens_move(tiny_settings: MakeSettings) -> None:
     record = json.loads(json.dumps(auto_record(after, gains)))
     assert record["screens"] == {"textual": None, "visual": 0}
     assert foresight([record]) == [
-        ["textual", "no screen", "yes", "9", "not measured", "1.00", "1.00"],
-        ["textual", "finished answers", "no", "9", "not measured", "1.00", "0.40"],
-        ["textual", "previews at step 2", "no", "9", "0.60 ± 0.00", "1.29 ± 0.00", "0.47 ± 0.00"],
-        ["textual", "finished images", "no", "9", "1.00 ± 0.00", "1.80 ± 0.00", "0.90 ± 0.00"],
-        ["visual", "no screen", "no", "0", "not measured", "1.00", "1.00"],
-        ["visual", "finished answers", "yes", "0", "not measured", "not measured", "not measured"],
+        ["textual", "no screen", "yes", "9", "not measured", "not measured", "0%", "1.00", "1.00"],
+        ["textual", "finished answers", "no", "9", "not measured", "not measured", "50%", "1.00", "0.40"],
+        ["textual", "previews at step 2", "no", "9", "0.60 ± 0.00", "40%", "25%", "1.29 ± 0.00", "0.47 ± 0.00"],
+        ["textual", "finished images", "no", "9", "1.00 ± 0.00", "0%", "0%", "1.80 ± 0.00", "0.90 ± 0.00"],
+        ["visual", "no screen", "no", "0", "not measured", "not measured", "0%", "1.00", "1.00"],
+        ["visual", "finished answers", "yes", "0", *["not measured"] * 5],
     ]
     early = {"none": AutoScreen(None, 1, before["textual"].foresights)}
     assert auto_line(early, costs, settings) == 'screens: pathway "none" screens nothing yet (1 group measured)'
     assert foresight([]) == foresight([{"step": 0}]) == []
     with Metrics(settings.run_dir) as metrics:
         metrics.log(0, {**synthetic.record(0), **record})
-    assert "Which screen pays" in write_report(settings.run_dir).read_text()
+    page = write_report(settings.run_dir).read_text()
+    assert "Which screen pays" in page
+    assert "Signal per second of the screens: textual" in page
+    found = next(one for one in charts([{"step": 7, **record}]) if one["title"].startswith("Signal per second"))
+    assert [(line["label"], round(line["last"], 2)) for line in found["lines"]] == [
+        ("finished answers", 0.4),
+        ("previews at step 2", 0.47),
+        ("finished images", 0.9),
+    ]
+    assert not any("screen in use" in one["title"] for one in charts([{"step": 0}]))
 
 
 def test_other_rules_are_planned_as_before(tiny_settings: MakeSettings) -> None:

@@ -103,6 +103,16 @@ def test_the_error_of_a_correlation_is_subtracted(mean: float, square: float) ->
     assert signal.error == pytest.approx(0.9 * math.sqrt(4 * mean**2 * 0.04 + 2 * 0.04**2))
 
 
+def test_false_rejections_by_hand() -> None:
+    """Of four the first and the last have extreme rewards; a score that ranks them in the middle rejects both."""
+    rewards = [0.0, 0.5, 0.5, 1.0]
+    found = [Foresight().add(scores, rewards, 2, last=False) for scores in ([1, 2, 3, 4], [2, 1, 4, 3], [3, 1, 2, 4])]
+    assert [one.false_rejections for one in found] == [0.0, 1.0, 0.5]
+    assert Foresight().add(rewards, rewards, 2, last=True).false_rejections == 0.0
+    assert found[1].add([1, 2, 3, 4], rewards, 2, last=False).false_rejections == pytest.approx(MEMORY / (MEMORY + 1))
+    assert Foresight().false_rejections is None
+
+
 def test_scores_that_are_missing_foretell_nothing() -> None:
     """Where no term is known, a screen of answers is given up for none: it draws answers in vain."""
     screen = AutoScreen(0)
