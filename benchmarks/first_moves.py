@@ -194,7 +194,7 @@ class Run:
         if not signals:
             return {}
         plain = self.world.seconds_of(pathway, None)
-        gains = {
+        gains: dict[int | None, Estimate] = {
             s: Estimate(*(part * plain / self.world.seconds_of(pathway, s) for part in one))
             for s, one in signals.items()
         }
