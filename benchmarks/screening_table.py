@@ -38,6 +38,7 @@ from trainer.clock import Clock
 from trainer.data.source import heldout_tasks, wanted_rewards
 from trainer.images import write_whole
 from trainer.policy.base import Policy
+from trainer.policy.flow.segments import LatentSegment
 from trainer.policy.show_o.segments import ImageSegment
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.served import Wanted
@@ -47,7 +48,7 @@ from trainer.run import make_policy
 from trainer.run_dir import run_lock
 from trainer.scenarios import surrogate_item
 from trainer.settings import SyncR1Settings, TrainerSettings, load
-from trainer.types import Reward, RewardSpec, Rollout, Task
+from trainer.types import Reward, RewardSpec, Rollout, Segment, Task
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIG: Final = ROOT / "deploy/configs/embedded.toml"
@@ -173,10 +174,18 @@ def _finished(policy: Policy, rollouts: Sequence[Rollout], key: Sequence[int]) -
     fresh = policy.start([image.prompt for image in images], [(*key, rollout.index) for rollout in rollouts])
     redrawn = []
     for rollout, image, other in zip(rollouts, images, fresh, strict=True):
-        assert isinstance(image, ImageSegment)
-        assert isinstance(other, ImageSegment)
-        redrawn.append(rollout.with_image(replace(image, uniform_T2N=other.uniform_T2N)))
+        redrawn.append(rollout.with_image(with_noise_of(image, other)))
     return continue_images(policy, redrawn, policy.image_steps)
+
+
+def with_noise_of(image: Segment, other: Segment) -> Segment:
+    """Return an image at any step whose steps ahead will have the random numbers of another one."""
+    if isinstance(image, ImageSegment):
+        assert isinstance(other, ImageSegment)
+        return replace(image, uniform_T2N=other.uniform_T2N)
+    assert isinstance(image, LatentSegment)
+    assert isinstance(other, LatentSegment)
+    return replace(image, noise_RCHW=other.noise_RCHW[len(other.noise_RCHW) - len(image.noise_RCHW) :])
 
 
 def _scored(

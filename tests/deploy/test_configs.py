@@ -65,6 +65,21 @@ def test_sd35_flow_grpo_has_its_authors_values() -> None:
     }
 
 
+def test_embedded_flow_has_unirl_zeros_values() -> None:
+    """But for the group of 2 x 8, guidance and the learning rate, which fit the small model."""
+    any_model = {"SYNOD__TRAINER__POLICY__MODEL": str(ROOT / "embedded/weights")}
+    settings = load(CONFIGS / "embedded_flow.toml", any_model)
+    assert isinstance(settings.policy, FlowSettings)
+    sampler, loss = settings.policy.sampler, settings.loss
+    assert (sampler.denoising_steps, sampler.eta, sampler.schedule, sampler.evaluation_steps) == (10, 0.7, "once", 20)
+    assert (loss.image.clip, loss.image.beta, loss.normalise) == (1e-4, 4e-3, "group_std")
+    size = settings.screen.group_size
+    assert size == 8
+    assert settings.reward_batch_size == settings.screen.preview_batch_size == loss.micro_batch == size
+    served = load_service(CONFIGS / "embedded_flow.toml", {}).scorers
+    assert set(settings.rewards.weights) < set(served)
+
+
 @pytest.mark.parametrize("name", ["gvu_train", "gvu_embedded"])
 def test_gvu_has_its_papers_values(name: str) -> None:
     """LoRA, beta and learning rate of the public code; its groups of 2 are refused (docs/training.md)."""
