@@ -123,9 +123,9 @@ def run_ablation(arm: Ablation, personal: Mapping[str, PersonalizeSettings], run
         personalize(settings.model_copy(update={"stages": STAGES}), log=_silent)
     concepts = [settings.run_dir / f"stage-{STAGES[-1]}" / "concept" for settings in personal.values()]
     if arm.steps:
-        settings = settings_of(arm, concepts, folder, url)
-        run(settings, evaluated=False)
-        concepts = [settings.run_dir / "concepts" / name for name in personal]
+        training = settings_of(arm, concepts, folder, url)
+        run(training, evaluated=False)
+        concepts = [training.run_dir / "concepts" / name for name in personal]
     if not all((path / CONCEPT).exists() for path in concepts):
         raise SystemExit(f"{arm.key} was stopped; the same command resumes it")
     policy = load_base(next(iter(personal.values())))
