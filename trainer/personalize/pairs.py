@@ -76,10 +76,11 @@ def client(endpoint: Endpoint) -> httpx.Client:
 
 
 def _reply(endpoint: Endpoint, text: str) -> str:
-    """Return the model's answer. Raises NotWritten."""
+    """Return the model's answer. Raises NotWritten, and SettingsError for a missing token."""
     body = {"model": endpoint.model, "messages": [{"role": "user", "content": [{"type": "text", "text": text}]}]}
+    opened = client(endpoint)
     try:
-        with client(endpoint) as http:
+        with opened as http:
             response = http.post(f"{endpoint.url.rstrip('/')}/chat/completions", json=body)
         if response.status_code != httpx.codes.OK:
             raise NotWritten(f"status {response.status_code}: {response.text[:200]}")

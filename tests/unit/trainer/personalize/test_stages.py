@@ -297,7 +297,7 @@ def test_the_pull_is_the_distance_of_the_names_rows(owner: ShowO) -> None:
         head[0] -= 1.0
         embed[1:] += 9.0  # other tokens are free
     distance = owner.row_distance(0)
-    assert float(distance) == pytest.approx(1.25, abs=1e-6)
+    assert float(distance.detach()) == pytest.approx(1.25, abs=1e-6)
     distance.backward()  # type: ignore[no-untyped-call]
     width = embed.shape[1]
     assert embed.grad is not None
