@@ -33,7 +33,7 @@ CONFIG: Final = ROOT / "deploy/configs/embedded.toml"
 CHANGES: Final = ROOT / "deploy/configs/ablations"
 UNIFY: Final = ROOT / "embedded/data/unify"
 STAGES: Final = (1, 2)  # as in Sync-R1
-PLAIN: Final = ("a picture of {}", "a small drawing of {}", "here is {}", "one more photo of {}")
+PLAIN: Final = ("a photo of {}", "a small drawing of {}", "here is {}", "one more photo of {}")
 TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "components": ("full", "without_und", "without_via", "without_tia", "without_dgs"),
     "start": ("class_word", "class_word_rl", "stages", "full"),
@@ -99,7 +99,7 @@ def write_prompts(folder: Path, records: Mapping[str, ConceptRecord]) -> None:
 
 def _lines(record: ConceptRecord, is_training: bool) -> list[dict[str, Any]]:
     hints = [line for line in prompt_lines(record, "train" if is_training else "test") if "fact" in line]
-    scenes = PLAIN if is_training else ("a photo of {}",)
+    scenes = PLAIN if is_training else ("a photo of {} on the beach",)
     plain = [
         {
             "tag": "plain",

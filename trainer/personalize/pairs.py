@@ -1,7 +1,7 @@
 """Questions and answers about a concept in a language model's words, by OpenAI's chat completions.
 
 The model reads what info.json says, without the facts that training leaves out, and answers with one JSON object a
-line. Lines that are no pair about the concept are left out.
+line. Other lines, and those that do not name the concept, are left out.
 """
 
 from __future__ import annotations

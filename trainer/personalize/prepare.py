@@ -105,7 +105,7 @@ def _written(record: ConceptRecord, options: argparse.Namespace) -> tuple[list[P
         raise SettingsError("--judge needs --judge-model NAME, the model's name at that endpoint")
     if not options.replace and (options.folder / TALKS).exists():
         raise SettingsError(
-            f"{options.folder / TALKS} exists; remove it, or give --replace, to have pairs written anew"
+            f"{options.folder / TALKS} exists; remove it, or give --replace, to have pairs written again"
         )
     try:
         pairs, left_out = written_pairs(
@@ -118,7 +118,7 @@ def _written(record: ConceptRecord, options: argparse.Namespace) -> tuple[list[P
         )
         return [], True
     if left_out:
-        show.notify(f"{left_out} lines of {options.judge_model} are no new question about {record.name}: left out")
+        show.notify(f"{left_out} lines of {options.judge_model} are left out: not a new question about {record.name}")
     return pairs, False
 
 

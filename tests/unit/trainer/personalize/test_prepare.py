@@ -287,7 +287,7 @@ def test_a_judge_writes_pairs_of_what_may_be_known(
     assert len(found) > 6, "those of templates are there too"
     out = capsys.readouterr()
     assert "conversations.json: 2 of them by writer" in out.out
-    assert "4 lines of writer are no new question about <bo>: left out" in out.err
+    assert "4 lines of writer are left out: not a new question about <bo>" in out.err
 
 
 @pytest.mark.parametrize(
