@@ -1,5 +1,8 @@
 """Run UnifyBench and UnifyBench++ to the end, again, and with 10 kills; the files must be equal to the byte.
 
+Every column of both suites with its controls, on the six concepts of --data: about 15 CPU minutes for the first run of
+both, and as much again for the one with kills.
+
     make up CONFIG=deploy/configs/unify.toml
     python -m embedded.judge &
     python -m benchmarks.personal_suites deploy/configs/embedded.toml --concepts runs/*/concept
@@ -95,7 +98,11 @@ def measure(options: argparse.Namespace, suite: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.personal_suites", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.personal_suites",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("policy", type=Path)
     parser.add_argument("--concepts", type=Path, nargs="+", default=[])
     parser.add_argument("--data", type=Path, default=ROOT / "embedded/data/unify")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from synod.contracts import Pixels
 from synod.images import encode_png
@@ -25,6 +27,14 @@ def write_images(directory: Path, name: str, images: Mapping[int, Pixels]) -> No
     """Write images uint8 [H W 3] by their numbers, number 7 as `directory`/NAME-007.png."""
     for index, image in images.items():
         write_whole(directory / image_name(name, index), encode_png(image))
+
+
+def sheet(images: Sequence[Pixels], columns: int = 4) -> Pixels:
+    """Return images of one size side by side in rows, uint8 [H W 3]; places without an image are white."""
+    rows = -(-len(images) // columns)
+    blank = np.full_like(images[0], 255)
+    places = [*images, *[blank] * (rows * columns - len(images))]
+    return np.concatenate([np.concatenate(places[i * columns : (i + 1) * columns], 1) for i in range(rows)])
 
 
 def image_name(name: str, index: int) -> str:

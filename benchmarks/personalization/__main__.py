@@ -1,16 +1,25 @@
 """Train the unseen concepts of the embedded world in arms, and measure each after every stage.
 
-    python -m benchmarks.personalization --only stages --minutes 60     the six concepts, stages 1, 2 and 3
-    python -m benchmarks.personalization --only no_stage_1              stage 2 from untrained rows
-    python -m benchmarks.personalization --only regions                 five starts of stage 3
-    python -m benchmarks.personalization --only tokens                  0, 1, 4, 8, 16 and 32 soft tokens
-    python -m benchmarks.personalization --only grid                    a third to 3 times the epochs, 3 to 12 images
-    python -m benchmarks.personalization --only ablations               Sync-GRPO in 11 arms; needs `make up`
+    python -m benchmarks.personalization --only stages --minutes 60
     python -m benchmarks.personalization --summary                      only the table of all finished arms
 
+Groups of arms, with the CPU minutes of one seed, measuring included (estimates: 4 to train a concept, 3 to measure it):
+
+    stages      stages 1, 2 and 3 of the six concepts, with drawing from knowledge           6 arms    45 minutes
+    no_stage_1  the same without stage 1: stage 2 from untrained rows                        6 arms    25 minutes
+    regions     Table 3 of UniCTokens: five starts of stage 3, three concepts               15 arms   100 minutes
+    tokens      Fig. 10: 0, 1, 4, 8, 16 and 32 soft tokens, three concepts                  18 arms   120 minutes
+    grid        Fig. 6, left: a third to 3 times the epochs, 3 to 12 images, no stage 3     27 arms   150 minutes
+    geneval     Fig. 7: 480 prompts of GenEval before and after each stage, one concept      1 arm     12 minutes
+    ablations   Tables 2, 3, 6 of Sync-R1, six concepts an arm; needs `make up`             11 arms   165 minutes
+
+Measured elsewhere: the columns of UnifyBench and UnifyBench++ by benchmarks.personal_suites (15 minutes), one step at
+full size by benchmarks.personal_real_size, and the base itself by `make weights` (90).
+
 An arm is one concept, one seed and some settings. Its result is one JSON in RUNS/results, and an arm that has one is
-not run again: the same command goes on after a stop. `--minutes` begins no arm after so long. An arm of "ablations" is
-all concepts and one seed (`benchmarks.personalization.ablations`); its tables go to --out of their own.
+not run again: the same command goes on after a stop, however it was stopped. `--minutes` begins no arm after so long.
+The CPU time of a stage that was stopped and resumed is unknown, null. An arm of "ablations" is all concepts and one
+seed (`benchmarks.personalization.ablations`), and has its tables in --ablations-out.
 
 Facts that only text states are measured by the detector's accessory pixels; chance is .1, and "clear" prompts say the
 colour themselves. "no rows" calls the concept by its class.
@@ -35,10 +44,12 @@ import torch
 
 from benchmarks.machine import command, commit, machine
 from benchmarks.personalization.ablations import Ablation, ablations, run_ablation, tables
+from benchmarks.personalization.general import General, judge
 from benchmarks.personalization.measure import Figures, Meter, drawn
 from embedded import world
 from trainer.images import write_whole
 from trainer.personalize.files import load_into
+from trainer.personalize.records import ConceptRecord
 from trainer.personalize.run import load_base, only_concept, personalize
 from trainer.personalize.tokens import base_digest, remove
 from trainer.policy.show_o.policy import ShowO
@@ -46,10 +57,11 @@ from trainer.settings import PersonalizeSettings, load_personalize
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CONFIG: Final = ROOT / "deploy/configs/personalize.toml"
+EMBEDDED: Final = ROOT / "deploy/configs/embedded.toml"  # has GenEval's scorer
 UNIFY: Final = ROOT / "embedded/data/unify"
 NAMES: Final = tuple(profile.name.strip("<>") for profile in world.UNSEEN)
 FEW: Final = ("uma", "taz", "vale")  # one of each kind, for arms that repeat a training several times
-GROUPS: Final = ("stages", "no_stage_1", "regions", "tokens", "grid")
+GROUPS: Final = ("stages", "no_stage_1", "regions", "tokens", "grid", "geneval")
 ABLATIONS: Final = "ablations"
 KNOWLEDGE: Final = ("stages", "no_stage_1")  # groups whose images of facts are measured
 OTHERS: Final = ["a photo of a red car", "a photo of two dogs", "a photo of a person on the beach"]
@@ -80,6 +92,8 @@ def arms(group: str, seed: int) -> Iterator[Arm]:
     elif group == "no_stage_1":
         changes = {"stages": [1, 2], "stage_1": {"epochs": 0}}
         yield from (Arm(group, "untrained", name, seed, changes) for name in NAMES)
+    elif group == "geneval":
+        yield Arm(group, "all", FEW[1], seed)
     elif group == "regions":
         for mode in ("paper", "public", "full_image", "random_patch", "none"):
             yield from (Arm(group, mode, name, seed, {"regions": mode}) for name in FEW)
@@ -131,26 +145,35 @@ def fewer_photographs(runs: Path, count: int) -> Path:
 def run_arm(arm: Arm, runs: Path, config: Path = CONFIG) -> dict[str, Any]:
     """Train and measure an arm: its figures without rows, and after each stage."""
     settings = settings_of(arm, runs, config)
-    policy, knowledge = load_base(settings), arm.group in KNOWLEDGE
+    policy = load_base(settings)
     before = {key: value.clone() for key, value in policy.module.state_dict().items()}
     others = drawn(policy, OTHERS, arm.seed)
-    meter = Meter(only_concept(settings.data), arm.seed, CONFIG)
-    name, plain = meter.concept.name, f"the {meter.concept.class_word}"
-    figures: dict[str, Figures] = {"no rows": meter.measure(policy, plain, knowledge=knowledge)}
-    seconds = {}
+    concept = only_concept(settings.data)
+    measure = _measure_of(arm, policy, concept)
+    figures = {"no rows": measure(policy, f"the {concept.class_word}")}
+    seconds: dict[str, float | None] = {}
     for number in settings.stages:
-        began = time.process_time()
+        began, resumed = time.process_time(), (settings.run_dir / f"stage-{number}").exists()
         done = settings.stages[: settings.stages.index(number) + 1]
         personalize(settings.model_copy(update={"stages": done}), log=_silent)
-        seconds[f"stage {number}"] = round(time.process_time() - began, 1)
-        if not (concept := settings.run_dir / f"stage-{number}" / "concept").exists():
+        seconds[f"stage {number}"] = None if resumed else round(time.process_time() - began, 1)
+        if not (rows := settings.run_dir / f"stage-{number}" / "concept").exists():
             raise SystemExit(f"{arm.key} was stopped; the same command resumes it")
-        load_into(policy, concept)
-        found = meter.measure(policy, name, knowledge=knowledge)
+        load_into(policy, rows)
+        found = measure(policy, concept.name)
         same = all(np.array_equal(a, b) for a, b in zip(others, drawn(policy, OTHERS, arm.seed), strict=True))
-        remove(policy, name)
+        remove(policy, concept.name)
         figures[f"stage {number}"] = found | {"other_prompts_equal": same, "base_equal": _equal(policy, before)}
     return {"arm": asdict(arm), "base": base_digest(policy), "figures": figures, "cpu_s": seconds}
+
+
+def _measure_of(arm: Arm, policy: ShowO, concept: ConceptRecord) -> Callable[[ShowO, str], Figures]:
+    """Return what measures a policy that calls the concept by a name."""
+    if arm.group == "geneval":
+        general = General(policy, judge(EMBEDDED), arm.seed)
+        return lambda policy, _: general.measure(policy)
+    meter = Meter(concept, arm.seed, CONFIG)
+    return lambda policy, name: meter.measure(policy, name, knowledge=arm.group in KNOWLEDGE)
 
 
 def _equal(policy: ShowO, before: Mapping[str, torch.Tensor]) -> bool:
@@ -168,8 +191,9 @@ def summary(results: Path) -> dict[str, Any]:
         one = json.loads(path.read_text())
         name = f"{one['arm']['group']}/{one['arm']['name']}"
         for stage, figures in one["figures"].items():
-            for figure, value in {**figures, "cpu_s": one["cpu_s"].get(stage, 0.0)}.items():
-                values[name, stage, figure].append(float(value))
+            for figure, value in {**figures, "cpu_s": one["cpu_s"].get(stage)}.items():
+                if value is not None:
+                    values[name, stage, figure].append(float(value))
     table: dict[str, Any] = {}
     for (name, stage, figure), found in values.items():
         error = round(float(np.std(found, ddof=1)) / math.sqrt(len(found)), 4) if len(found) > 1 else None

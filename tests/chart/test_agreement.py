@@ -34,6 +34,7 @@ from tests.chart.rendering import (
 )
 from trainer import exporter
 from trainer import settings as trainer_settings
+from trainer.settings.personalize import load_personalize
 
 ALERTS = yaml.safe_load((CHART / "files/alerts.yaml").read_text())
 SERIES = re.compile(r"\b(?:synod|ray)_[a-z_]+\b")
@@ -117,6 +118,20 @@ def test_the_trainers_settings_load_in_its_pod(own: bool, tmp_path: Path) -> Non
     assert (loaded.steps, str(loaded.run_dir)) == (7, "/checkpoints/train")
     assert loaded.rewards.url == "http://demo-synod.prod.svc:8000"
     assert loaded.seed == (17 if own else 0)
+
+
+def test_personalize_settings_load_in_its_pod(tmp_path: Path) -> None:
+    config = (ROOT / "deploy/configs/personalize.toml").read_text()
+    command = ["synod", "personalize", "CONFIG"]
+    objects = render({"trainer": {"enabled": True, "run": "uma", "config": config, "command": command}})
+    unpack("trainer", tmp_path)
+    path = tmp_path / of(objects, "RayJob")["spec"]["entrypoint"].split()[-1].removeprefix("/app/")
+    path.parent.mkdir()
+    path.write_text(of(objects, "ConfigMap", "demo-synod-config")["data"][path.name])
+    env = {one["name"]: one["value"] for one in dict(pod_templates(objects))["trainer"]["spec"]["containers"][0]["env"]}
+    loaded = load_personalize(path, env)
+    assert (str(loaded.run_dir), loaded.data.name) == ("/checkpoints/uma", "uma")
+    assert (loaded.data / "info.json").exists()
 
 
 @pytest.mark.parametrize(("pods", "runner"), [(1, "trainer"), (2, "trainer-head")])

@@ -10,6 +10,8 @@ import pytest
 from tests.chart.rendering import CHART, PROFILES, ROOT, nested, profile, render
 
 GROWS = {"autoscaling": {"enabled": True}}
+PERSONALIZE = '[trainer.policy]\nmodel = "a/b"\n[personalize]\ndata = "."\n'
+PERSONALIZE_COMMAND = ["synod", "personalize", "CONFIG"]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,18 @@ def test_the_schema_refuses_invalid_values(path: str, value: Any, message: str) 
         (
             {"trainer": {"enabled": True, "workers": 2, "command": ["synod", "evaluate", "CONFIG"]}},
             "trainer.workers = 2, but trainer.command .* is one process: set trainer.workers=0",
+        ),
+        (
+            {"trainer": {"enabled": True, "workers": 2, "config": PERSONALIZE, "command": PERSONALIZE_COMMAND}},
+            r'trainer.workers = 2, but trainer.command \["synod","personalize","CONFIG"\] is one process: set',
+        ),
+        (
+            {"trainer": {"enabled": True, "command": PERSONALIZE_COMMAND}},
+            r"reads config, which has no \[personalize\] table: set trainer.config to a TOML that has one",
+        ),
+        (
+            {"trainer": {"enabled": True, "overrides": {"SYNOD__PERSONALIZE__RUN_DIR": "/x"}}},
+            "SYNOD__PERSONALIZE__RUN_DIR is set by the chart: use trainer.run instead",
         ),
         (
             {"trainer": {"enabled": True, "overrides": {"SYNOD__TRAINER__RANKS__WORKERS": 2}}},

@@ -40,6 +40,9 @@ OWN_CPU = {"environments": {"old": {"image": {"repository": "own", "tag": "1"}, 
 HPSV3, OLD = (f"{CLUSTER}.workerGroupSpecs.{group}" for group in ("hpsv3", "old"))
 OWN_TOML = '[trainer]\nsteps = 3  # "quoted" {{ braces }}\n'
 OWN_SETTINGS = {"trainer": {"enabled": True, "config": OWN_TOML}}
+PERSONALIZE_TOML = '[trainer.policy]\nmodel = "a/b"\n[personalize]\ndata = "."\n'
+PERSONALIZE_COMMAND = ["synod", "personalize", "CONFIG", "--data=/photographs/bo"]
+PERSONALIZE = {"trainer": {"enabled": True, "config": PERSONALIZE_TOML, "command": PERSONALIZE_COMMAND}}
 WITH_GPU = {"scorers": {"gpu": {"replicas": 2}}}
 ON = {"autoscaling": {"enabled": True}}
 LIMITS, CLAIM, NVIDIA = "containers.ray.resources.limits", "persistentVolumeClaim.claimName", "nvidia/DOT/com/gpu"
@@ -139,6 +142,13 @@ CASES: list[tuple[Object, str, Any]] = [
         {"name": "demo-synod-tokens", "key": "token"},
     ),
     # the trainer
+    (
+        PERSONALIZE,
+        "RayJob.spec.entrypoint",
+        "synod personalize /app/deploy/release/trainer.toml --data=/photographs/bo",
+    ),
+    (PERSONALIZE, f"{TRAINER_POD}.containers.ray.env.SYNOD__PERSONALIZE__RUN_DIR.value", "/checkpoints/train"),
+    (TRAINER, f"{TRAINER_POD}.containers.ray.env.SYNOD__PERSONALIZE__RUN_DIR", MISSING),
     ({}, "RayJob", MISSING),
     (TRAINER, "RayJob.spec.entrypoint", "synod train /app/deploy/release/service.toml"),
     (OWN_SETTINGS, "RayJob.spec.entrypoint", "synod train /app/deploy/release/trainer.toml"),

@@ -267,7 +267,7 @@ def test_a_scorer_pods_exporter_reports_its_replicas(deployed: Pods) -> None:
         exporter.wait()
 
 
-def job_env(pods: Pods, run: str, **trainer: Any) -> dict[str, str]:
+def job_env(pods: Pods, run: str, /, **trainer: Any) -> dict[str, str]:
     """Return the settings of the job's pod with these values of the trainer, with its own run directory."""
     objects = render(merged(pods.values, {"trainer": trainer}))
     worker = dict(pod_templates(objects))["trainer"]["spec"]["containers"][0]
@@ -321,6 +321,19 @@ def test_a_lora_run_and_its_evaluation_are_jobs(deployed: Pods) -> None:
     assert "geneval" in output
     rows = (run / "evaluation/geneval/rows.jsonl").read_text().splitlines()
     assert len(rows) == len(list((run / "evaluation/geneval").rglob("*.png"))) == 2
+
+
+def test_a_personalization_is_a_job(pods: Pods) -> None:
+    """No service is needed; stage 1 alone, without an update."""
+    config = (ROOT / "deploy/configs/personalize.toml").read_text()
+    small = {
+        "SYNOD__PERSONALIZE__STAGE_1__EPOCHS": 0,
+        "SYNOD__PERSONALIZE__STAGES": "[1]",
+        "SYNOD__TRAINER__POLICY__SAMPLER__DENOISING_STEPS": 2,
+    }
+    own = {"run": "uma", "config": config, "command": ["synod", "personalize", "CONFIG"], "overrides": small}
+    assert "succeeded" in submit(pods, pods.job(**own), job_env(pods, "job", **own))
+    assert (pods.folder / "checkpoints/uma/concept/rows.safetensors").exists()
 
 
 def test_the_workers_of_a_job_share_the_groups(deployed: Pods) -> None:

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 URL: Final = "http://127.0.0.1:8000"
 TIMEOUT_S: Final = 600.0  # of a request of 32 images, with its retries while the service restarts
 RETRIES: Final = 100  # as many as fit into TIMEOUT_S
-PERSONAL: Final = ("unify", "unify_pp", "yollava", "mc_llava", "dreambench")  # suites of trainer.evaluate.personal
+PERSONAL: Final = (  # suites of trainer.evaluate.personal
+    *("unify", "unify_pp", "yollava", "mc_llava", "dreambench", "dreambench_pp"),
+)
 GIVEN: Final = {"image", "prompt"}  # what every drawn image has for a scorer; GenEval's prompts have their metadata too
 DESCRIPTION: Final = """Draw images from a policy, score them by a running service, and print means with their errors.
 
@@ -55,7 +57,7 @@ Suites of prompts:
 Suites of personalised policies, on the concepts of --data DIR (docs/evaluation.md):
   unify        UnifyBench: recognition, questions, and drawing the concepts
   unify_pp     UnifyBench++: long and vague prompts, passages, held-out facts
-  yollava, mc_llava, dreambench    those data sets, as published
+  yollava, mc_llava, dreambench, dreambench_pp    those data sets, as published (dreambench_pp is DreamBench++)
 They print each measure next to its controls: the class word in place of the name, another concept's name, a black
 image. --answers DIR scores another model's answers instead of a POLICY's.
 
@@ -222,7 +224,7 @@ def resolve(policy: str, suite: str) -> Subject:
     if path.suffix == ".toml":
         tree = toml.read(path, os.environ)
         if "personalize" in tree and "data" not in tree.get("trainer", {}):
-            return _personalized(path, suite)
+            return _personalized(path, suite, tree.get("trainer", {}).get("rewards", {}).get("url", URL))
         settings = load(path, os.environ)
         return Subject(settings.policy, settings.rewards.url, settings.run_dir / "evaluation" / f"{suite}-start")
     if (path / "settings.json").is_file():
@@ -235,14 +237,14 @@ def resolve(policy: str, suite: str) -> Subject:
     return Subject(chosen, URL, Path("evaluation") / f"{path.resolve().name}-{suite}")
 
 
-def _personalized(path: Path, suite: str) -> Subject:
+def _personalized(path: Path, suite: str, url: str) -> Subject:
     """Return the base policy of `synod personalize` with the concept that it has trained. Raises SettingsError."""
     settings = load_personalize(path, os.environ)
     concept = settings.run_dir / "concept"
     if not (concept / "concept.json").is_file():
         raise SettingsError(f"{concept} is not there yet; `synod personalize {path}` writes it after its last stage")
     policy = settings.policy.model_copy(update={"concepts": (concept,)})
-    return Subject(policy, URL, settings.run_dir / "evaluation" / suite)
+    return Subject(policy, url, settings.run_dir / "evaluation" / suite)
 
 
 def _run(run: Path, suite: str) -> Subject:

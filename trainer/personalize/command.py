@@ -22,9 +22,9 @@ makes questions and answers from them. Three stages follow, each from the rows o
   2  generation: masked codes of the photographs train the tokens g too
   3  the model draws the concept; regions of its images start the tokens u, which questions and photographs train
 
-Each stage writes RUN_DIR/stage-N with concept/ (the tokens), report.html (loss curves) and grid.png (images). The same
-command skips the stages that are done and resumes a stopped one from its last checkpoint. RUN_DIR/concept is the
-result:
+RUN_DIR/report.html shows the photographs next to images drawn after each stage, and the losses; RUN_DIR/stage-N has the
+stage's tokens in concept/. The same command skips the stages that are done and resumes a stopped one from its last
+checkpoint. RUN_DIR/concept is the result:
 
   [trainer.policy]
   concepts = ["runs/bo/concept"]        # prompts and questions may then say <bo>

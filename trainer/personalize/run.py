@@ -1,9 +1,10 @@
 """One concept through its stages: skip those that are done, train the others, write the concept's files.
 
 <run_dir>/stage-1/   concept/ (rows.safetensors, concept.json), checkpoints/, metrics.jsonl, tensorboard/,
-                     report.html (curves), grid.png (images after the stage), settings.json
-<run_dir>/stage-2/, stage-3/   the same; stage-3/regions/ has the drawn images with its regions in white
+                     grid.png (images after the stage), settings.json
+<run_dir>/stage-2/, stage-3/   the same; stage-3/regions/ has the drawn images, and its regions in white
 <run_dir>/concept/   the last stage's, for [trainer.policy] concepts
+<run_dir>/report.html   images, regions and losses of all stages; photographs.png and class_word.png are shown there
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from synod.errors import SettingsError
 from synod.images import encode_png
 from trainer.checkpoint import differences, flattened
 from trainer.distributed import device
-from trainer.images import write_whole
+from trainer.images import sheet, write_whole
 from trainer.personalize import stages
 from trainer.personalize.examples import Photos, questions
 from trainer.personalize.files import CONCEPT, ROWS, ConceptInfo, check_base, load_concept, save_concept
@@ -33,9 +34,9 @@ from trainer.personalize.records import ConceptRecord, load_images, load_photos
 from trainer.personalize.start import Start
 from trainer.personalize.tokens import Rows, base_digest, check_room, insert, remove
 from trainer.policy import registry
-from trainer.policy.show_o.policy import ShowO
+from trainer.policy.show_o.policy import ShowO, fit_to_square
 from trainer.policy.show_o.vocabulary import ConceptTokens, Vocabulary
-from trainer.report.page import write_report
+from trainer.report.stages import CLASS_WORD, GRID, PHOTOGRAPHS, write_stages
 from trainer.run_dir import run_lock
 from trainer.settings.personalize import PersonalizeSettings
 from trainer.stop import stop_on_signal
@@ -75,16 +76,20 @@ def personalize(
                 if is_done(directory, conditions):
                     log(f"stage {number} is done: {directory / 'concept'}")
                     continue
+                _write_sheets(policy, settings, concept, photos)
                 info, rows = _rows(start, number, before, base, directory, force_base=force_base)
                 insert(policy, info.tokens, rows)
                 write_whole(directory / "settings.json", (json.dumps(conditions, indent=2) + "\n").encode())
-                if not stages.train_stage(policy, concept, photos, settings, number, directory, conditions, stop):
+                done = stages.train_stage(policy, concept, photos, settings, number, directory, conditions, stop)
+                if done:
+                    write_whole(directory / GRID, encode_png(grid(policy, settings, concept.name)))
+                choices = policy.vocab.codebook_size if settings.t2i_loss == "codes" else policy.vocab.size
+                report = write_stages(settings.run_dir, concept.name, choices)
+                if not done:
                     log(f"stopped in stage {number}; the same command resumes it")
                     return 0
-                write_whole(directory / "grid.png", encode_png(grid(policy, settings, concept.name)))
-                write_report(directory)
                 save_concept(directory / "concept", info, remove(policy, concept.name))
-                log(f"stage {number}: {directory / 'concept'}, {directory / 'report.html'}, {directory / 'grid.png'}")
+                log(f"stage {number}: {directory / 'concept'}, {report}")
         _publish(settings, log)
     return 0
 
@@ -180,6 +185,16 @@ def is_done(directory: Path, conditions: Mapping[str, Any]) -> bool:
     return (directory / "concept" / CONCEPT).exists()
 
 
+def _write_sheets(policy: ShowO, settings: PersonalizeSettings, concept: ConceptRecord, photos: Photos) -> None:
+    """Write what the report shows next to the stages: the photographs, and what the class word draws."""
+    if (settings.run_dir / CLASS_WORD).exists():
+        return
+    seen = [fit_to_square(photos[path], policy.image_side) for path in concept.train[:GRID_IMAGES]]
+    write_whole(settings.run_dir / PHOTOGRAPHS, encode_png(sheet(seen)))
+    drawn = grid(policy, settings, f"the {concept.class_word}")
+    write_whole(settings.run_dir / CLASS_WORD, encode_png(drawn))
+
+
 def grid(policy: ShowO, settings: PersonalizeSettings, name: str) -> Pixels:
     """Return GRID_IMAGES images of the prompt in rows of four, uint8 [H W 3]; the same noise after every stage."""
     seeds = [(settings.seed, GRID_SEED, i) for i in range(GRID_IMAGES)]
@@ -187,7 +202,7 @@ def grid(policy: ShowO, settings: PersonalizeSettings, name: str) -> Pixels:
     for first in range(0, GRID_IMAGES, 4):
         begun = policy.start([settings.prompt.format(name)] * 4, seeds[first : first + 4])
         found += policy.images(policy.denoise(begun, policy.image_steps))
-    return np.concatenate([np.concatenate(found[i : i + 4], 1) for i in range(0, GRID_IMAGES, 4)])
+    return sheet(found)
 
 
 def _check(settings: PersonalizeSettings, concept: ConceptRecord, policy: ShowO) -> None:

@@ -125,8 +125,7 @@ def _drawn(
     rng: np.random.Generator,
 ) -> tuple[list[str], Tensor, Tensor]:
     """Return the prompts, codes and masks of a batch of images."""
-    positions = policy.config.num_vq_tokens
-    side = round(positions**0.5) * policy.vq.config.patch
+    positions, side = policy.config.num_vq_tokens, policy.image_side
     if recipe.images == "cropped":
         pixels = [examples.cropped(one, side, rng) for one in pixels]
     squares = [fit_to_square(one, side) for one in pixels]

@@ -59,7 +59,7 @@ class Start:
     def from_images(self, info: ConceptInfo, rows: Rows, directory: Path) -> tuple[ConceptInfo, Rows]:
         """Return the start of stage 3: u from regions of images that the policy draws of the concept.
 
-        The images are written to `directory`, white at the regions.
+        The images are written to `directory`, finished and with white regions.
         """
         settings, count, mode = self.settings, self.settings.tokens.understanding, self.settings.regions
         default = initialise.REGION_PROMPTS.get(info.kind, initialise.REGION_PROMPT)
@@ -68,6 +68,8 @@ class Start:
         regions = initialise.find_regions(self.policy, prompt, mode, count, (settings.seed, 3))
         if regions:
             write_images(directory, "region", dict(enumerate(initialise.region_images(self.policy, regions))))
+            finished = self.policy.vq.decode(torch.stack([one.codes_N for one in regions]))
+            write_images(directory, "drawn", dict(enumerate(finished)))
             topped_up = sum(one.topped_up for one in regions)
             if topped_up:
                 self.log(f"{topped_up} of {len(regions)} images changed at fewer than {count} positions: the least")
@@ -79,8 +81,7 @@ class Start:
 
     def _code_rows(self, paths: Sequence[Path]) -> Tensor:
         """Return the embeddings [R D] of all codes of these images."""
-        side = round(self.policy.config.num_vq_tokens**0.5) * self.policy.vq.config.patch
-        codes = self.policy.vq.encode([fit_to_square(self.photos[path], side) for path in paths])
+        codes = self.policy.vq.encode([fit_to_square(self.photos[path], self.policy.image_side) for path in paths])
         return initialise.code_rows(self.policy, codes).flatten(0, 1)
 
     def _with_head(self, embed_RD: Tensor, first: int) -> Rows:

@@ -21,7 +21,8 @@ from trainer.report.metrics import METRICS, SAMPLES, read, show, steps_saved
 Record = Mapping[str, Any]
 Getter = Callable[[Record], float | None]
 
-TEMPLATE: Final = Path(__file__).with_name("report.html.j2")
+TEMPLATE: Final = "report.html.j2"
+MACROS: Final = "macros.html.j2"
 WINDOW: Final = 10  # steps of the running mean
 CHARTS: Final[Mapping[str, Mapping[str, str]]] = {
     "Surrogate: threshold": {"threshold": "threshold"},
@@ -57,10 +58,11 @@ AUDIT: Final = {  # columns: the name of a figure, and its format
     "signal per second": ("signal_per_second", "{:.2f}"),
 }
 FORESIGHT: Final = ("", "screen", "in use", "groups measured", "correlation", "signal of a group", "signal per second")
-PATHWAYS: Final = {"visual": "visual", "textual": "textual", "none": "no reasoning"}
+PATHWAYS: Final = {"visual": "visual", "textual": "textual", "asked": "asked first", "none": "no reasoning"}
 LABELS: Final = {
     "instruct": "right answers, visual instruct",
     "attribute": "right answers, textual attribute",
+    "asked": "right answers",
     "correct": "GenEval prompts drawn exactly as asked",
     "official": "GenEval prompts right by GenEval's own rules",
     "image part": "reward without the terms of text scorers",
@@ -76,15 +78,16 @@ def write_report(run_dir: Path) -> Path:
         problem = "has neither settings.json nor metrics.jsonl" if run_dir.is_dir() else "is not a directory"
         raise SettingsError(f"{run_dir} {problem}; give the [trainer] run_dir of a training")
     path = run_dir / "report.html"
-    write_whole(path, _template().render(view=view(run_dir)).encode())
+    write_whole(path, template(TEMPLATE).render(view=view(run_dir)).encode())
     return path
 
 
 def fragment(run_dir: Path) -> tuple[str, str]:
     """Return (CSS rules, HTML without head and body) of the report, to embed in another page."""
     shown = view(run_dir)
-    module: Any = _template().make_module({"view": shown})
-    return str(module.style()), str(module.body(shown))
+    macros: Any = template(MACROS).module
+    module: Any = template(TEMPLATE).make_module({"view": shown})
+    return str(macros.style()), str(module.body(shown))
 
 
 def view(run_dir: Path) -> dict[str, Any]:
@@ -142,8 +145,8 @@ def charts(records: Sequence[Record]) -> list[dict[str, Any]]:
         reward |= {label: _reward_on(name) for name, label in PATHWAYS.items() if name in pathways}
     named = {"Reward": reward, "Components": {name: at(f"components.{name}") for name in components}}
     named |= {title: {label: at(path) for label, path in lines.items()} for title, lines in CHARTS.items()}
-    found = [_chart(title, records, lines) for title, lines in named.items()]
-    return [chart for chart in found if chart["lines"]]
+    found = [chart(title, records, lines) for title, lines in named.items()]
+    return [one for one in found if one["lines"]]
 
 
 def audit(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
@@ -252,7 +255,7 @@ def _evaluation_chart(paths: Sequence[Path], found: Sequence[Evaluation], steps:
         for step, one in zip(made, found, strict=True)
     ]
     lines = {"trained reward": at("trained"), "reward not trained on": at("untrained")}
-    return _chart("Held-out prompts", records, lines, window=1)
+    return chart("Held-out prompts", records, lines, window=1)
 
 
 def last_groups(run_dir: Path) -> dict[str, Any] | None:
@@ -290,7 +293,7 @@ def at(path: str) -> Getter:
     return get
 
 
-def _chart(title: str, records: Sequence[Record], lines: Mapping[str, Getter], window: int = WINDOW) -> dict[str, Any]:
+def chart(title: str, records: Sequence[Record], lines: Mapping[str, Getter], window: int = WINDOW) -> dict[str, Any]:
     """Return points as "x,y x,y" in a square of side 100, of every value and of the running mean."""
     found = {label: [(r["step"], v) for r in records if (v := get(r)) is not None] for label, get in lines.items()}
     values = [value for points in found.values() for _, value in points]
@@ -327,6 +330,8 @@ def _reward_on(pathway: str) -> Getter:
     return lambda record: reward(record) if set(record.get("pathways") or ()) == {pathway} else None
 
 
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(TEMPLATE.read_text())
+def template(name: str) -> jinja2.Template:
+    """Return a template of this folder."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, loader=loader)
+    return environment.get_template(name)

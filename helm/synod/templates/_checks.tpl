@@ -95,8 +95,8 @@ most that the groups can have. A sum that fits may still not pack, because a sha
 {{- end -}}
 {{- end }}
 
-{{- /* Fail if the trainer's command cannot succeed: nothing reads its settings, or they are not TOML with a [trainer] table;
-or if an evaluation has no place for its results. */}}
+{{- /* Fail if the trainer's command cannot succeed: nothing reads its settings, or they are not TOML with the
+tables that it reads; or if an evaluation has no place for its results. */}}
 {{- define "synod.checkTrainer" -}}
 {{- $command := toJson .Values.trainer.command -}}
 {{- $reads := has "CONFIG" .Values.trainer.command -}}
@@ -111,14 +111,17 @@ or if an evaluation has no place for its results. */}}
 {{- if and $reads (not (kindIs "map" $settings.trainer)) -}}
 {{- fail (printf "trainer.command %s reads %s, which has no [trainer] table: add one, or set trainer.config to a TOML that has one" $command ($own | ternary "trainer.config" "config")) -}}
 {{- end -}}
+{{- if and $reads (regexMatch "^synod personalize( |$)" (join " " .Values.trainer.command)) (not (kindIs "map" $settings.personalize)) -}}
+{{- fail (printf "trainer.command %s reads %s, which has no [personalize] table: set trainer.config to a TOML that has one, such as deploy/configs/personalize.toml" $command ($own | ternary "trainer.config" "config")) -}}
+{{- end -}}
 {{- if regexMatch "^synod evaluate( |$)" (join " " .Values.trainer.command) -}}
 {{- if not (regexMatch "(^| |=)(CONFIG|/[^ ]+)( |$)" (join " " .Values.trainer.command)) -}}
 {{- fail (printf "trainer.command %s has no place for its images and scores, because the pod's root file system is read-only: add --out=/checkpoints/NAME, or evaluate CONFIG or a run below /checkpoints" $command) -}}
 {{- end -}}
 {{- end -}}
-{{- range $name, $value := dict "RUN_DIR" "run" "RANKS__WORKERS" "workers" "RANKS__GPUS" "gpus" -}}
-{{- if hasKey $.Values.trainer.overrides (printf "SYNOD__TRAINER__%s" $name) -}}
-{{- fail (printf "trainer.overrides.SYNOD__TRAINER__%s is set by the chart: use trainer.%s instead" $name $value) -}}
+{{- range $name, $value := dict "TRAINER__RUN_DIR" "run" "PERSONALIZE__RUN_DIR" "run" "TRAINER__RANKS__WORKERS" "workers" "TRAINER__RANKS__GPUS" "gpus" -}}
+{{- if hasKey $.Values.trainer.overrides (printf "SYNOD__%s" $name) -}}
+{{- fail (printf "trainer.overrides.SYNOD__%s is set by the chart: use trainer.%s instead" $name $value) -}}
 {{- end -}}
 {{- end -}}
 {{- include "synod.checkWorkers" . -}}
@@ -141,7 +144,7 @@ or if an evaluation has no place for its results. */}}
 {{- fail (printf "[trainer.ranks] workers = %d in the trainer's settings, but the pods are made for trainer.workers = %d: set trainer.workers=%d, or remove the line" $set $workers $set) -}}
 {{- end -}}
 {{- end -}}
-{{- if and $workers (regexMatch "^synod evaluate( |$)" (join " " $trainer.command)) -}}
+{{- if and $workers (regexMatch "^synod (evaluate|personalize)( |$)" (join " " $trainer.command)) -}}
 {{- fail (printf "trainer.workers = %d, but trainer.command %s is one process: set trainer.workers=0 and trainer.pods=1" $workers (toJson $trainer.command)) -}}
 {{- end -}}
 {{- $checkpoints := $trainer.checkpoints -}}

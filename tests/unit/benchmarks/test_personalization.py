@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks.personalization import ablations
-from benchmarks.personalization.__main__ import GROUPS, UNIFY, arms, fewer_photographs, main, settings_of, summary
+from benchmarks.personalization import __main__ as queue
+from benchmarks.personalization import ablations, general
+from benchmarks.personalization.__main__ import GROUPS, UNIFY, Arm, arms, fewer_photographs, main, settings_of, summary
+from synod.contracts import ScoreItem
 from trainer.data.concepts import read_concepts
 from trainer.data.prompts import read_concept_prompts
 from trainer.data.source import training_tasks
@@ -18,7 +26,7 @@ from trainer.personalize.run import only_concept
 def test_every_arm_has_a_name_of_its_own_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.personalization.__main__.fewer_photographs", lambda *_: UNIFY)
     found = [arm for group in GROUPS for seed in (0, 1) for arm in arms(group, seed)]
-    assert len({arm.key for arm in found}) == len(found) == 2 * (6 + 6 + 15 + 18 + 27)
+    assert len({arm.key for arm in found}) == len(found) == 2 * (6 + 6 + 15 + 18 + 27 + 1)
     made = {arm.key: settings_of(arm, tmp_path) for arm in found}
     for total in (0, 1, 4, 8, 16, 32):
         tokens = made[f"tokens-{total:02d}-uma-0"].tokens
@@ -80,3 +88,95 @@ def test_tables_pair_each_arm_with_the_whole(tmp_path: Path) -> None:
     assert row == {"mean": 0.4, "error": 0.2, "n": 2, "to_full": -0.2, "to_full_error": 0.1}
     assert found["components"]["full"]["rea_right"]["to_full"] == 0.0
     assert found["rewards"].keys() == {"full"}
+
+
+def test_general_prompts_are_compared_with_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve prompts; the judge finds bright images right. Three of them change, and one of those becomes wrong."""
+    images = [np.full((2, 2, 3), 200 if i % 2 else 10, np.uint8) for i in range(12)]
+    changed = [*images[:9], images[9] // 2, images[10] + 1, images[11] + 1]
+    turns, asked = iter((images, images, changed)), list[int]()
+    monkeypatch.setattr(general, "drawn", lambda *_: next(turns))
+
+    def right(items: Sequence[ScoreItem]) -> list[bool]:
+        asked.append(len(items))
+        assert all(one.geneval is not None for one in items)
+        return [bool(one.pixels().mean() > 150) for one in items]
+
+    policy: Any = None
+    found = general.General(policy, right, seed=0, per_task=2)
+    same = {"geneval": 0.5, "geneval_change": 0.0, "geneval_change_error": 0.0, "geneval_equal": 1.0}
+    assert found.measure(policy) == same
+    assert found.measure(policy) == {
+        "geneval": pytest.approx(5 / 12),
+        "geneval_change": pytest.approx(-1 / 12),
+        "geneval_change_error": pytest.approx(1 / 12),
+        "geneval_equal": 0.75,
+    }
+    assert asked == [12, 0, 3]
+
+
+class Killed(BaseException):
+    """A process that ends without any clean-up."""
+
+
+class FakeTrainer:
+    """Writes a part of an arm's run, then its result; killed at moment number `until`, counted over all runs."""
+
+    def __init__(self, until: int) -> None:
+        self.moment, self.until, self.finished = 0, until, list[str]()
+
+    def tick(self) -> None:
+        self.moment += 1
+        if self.moment == self.until:
+            raise Killed
+
+    def __call__(self, arm: Arm, runs: Path, config: Path) -> dict[str, Any]:
+        part = runs / arm.key / "stage-1"
+        part.mkdir(parents=True, exist_ok=True)
+        self.tick()
+        self.finished.append(arm.key)
+        return {"arm": asdict(arm), "figures": {"stage 1": {"der": len(arm.key) / 100}}, "cpu_s": {"stage 1": None}}
+
+
+@pytest.mark.parametrize("until", range(1, 3 * 3 + 1))
+def test_a_killed_queue_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: int) -> None:
+    """Killed in an arm, before its result is renamed, or after: every arm has one result in the end."""
+    trainer, replace = FakeTrainer(until), os.replace
+
+    def replaced(source: Path, target: Path) -> None:
+        trainer.tick()
+        replace(source, target)
+        trainer.tick()
+
+    monkeypatch.setattr(queue, "run_arm", trainer)
+    monkeypatch.setattr(queue, "arms", lambda group, seed: [Arm(group, "a" * i, "uma", seed) for i in range(3)])
+    monkeypatch.setattr(queue, "commit", lambda: "0000000")
+    monkeypatch.setattr("trainer.images.os.replace", replaced)
+    given = ["--only", "grid", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json")]
+    with pytest.raises(Killed):
+        main(given)
+    assert main(given) == 0
+    results = sorted((tmp_path / "runs/results").iterdir())
+    assert [path.name for path in results] == ["grid--uma-0.json", "grid-a-uma-0.json", "grid-aa-uma-0.json"]
+    assert all(json.loads(path.read_text())["figures"] for path in results)
+    assert len(trainer.finished) == 3 + (until % 3 == 2)  # a result that was never written is made again, once
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["left"] == 0
+    assert set(found["arms"]["grid/a"]["stage 1"]) == {"der"}, "unknown CPU time is not 0"
+
+
+def test_a_killed_copy_of_photographs_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            fewer_photographs(tmp_path, 3)
+    assert len(only_concept(fewer_photographs(tmp_path, 3) / "concept/train/taz").train) == 3
+
+
+def test_help_names_every_group_and_its_minutes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    for group in GROUPS:
+        count = len(list(arms(group, 0)))
+        assert re.search(rf"^ +{group} .* {count} arms? +\d+ minutes$", said, re.MULTILINE), group

@@ -1,4 +1,4 @@
-"""`synod evaluate --suite unify | unify_pp | yollava | mc_llava | dreambench`: a personalised policy and its controls.
+"""`synod evaluate --suite unify`, and the other suites of SUITES: a personalised policy and its controls.
 
 OUT/evaluation.json   what decides the answers: items, weights, sampler, seed
 OUT/plan.jsonl        what is asked and drawn, a line for each item of the arm "concept"
@@ -32,7 +32,7 @@ from trainer.evaluate.personal.measures import MEASURES, Line, Row, markdown, ta
 from trainer.evaluate.personal.score import answered, score
 from trainer.images import write_whole
 from trainer.personalize.folder import read_folder
-from trainer.personalize.readers import dreambench, mc_llava, yollava
+from trainer.personalize.readers import dreambench, dreambench_pp, mc_llava, yollava
 from trainer.personalize.records import ConceptRecord
 from trainer.settings import PolicySettings
 
@@ -41,6 +41,7 @@ READERS: Final = {
     "yollava": yollava.read,
     "mc_llava": mc_llava.read,
     "dreambench": dreambench.read,
+    "dreambench_pp": dreambench_pp.read,
 }
 TIMEOUT_S: Final = 600.0  # of a request of 32 items, with its retries while the service restarts
 RETRIES: Final = 100  # as many as fit into TIMEOUT_S

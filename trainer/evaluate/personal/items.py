@@ -3,6 +3,7 @@
     rec            is the concept in this image? its test images; images of its class or kind; random images
     vqa, qa        questions about an image, and about the concept alone; `_choice`: with answers to choose from
     plain, pure    draw the concept, alone and in scenes
+    graded         as pure, for DreamBench++
     people         draw a person, 25 times as often
     knowledge      draw a prompt that needs a fact
     rea            facts and a vague prompt -> the fact, of facts that training left out
@@ -228,6 +229,7 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "qa_choice": _questions(with_image=False, is_choice=True),
     "plain": _drawn("plain", ("clip_i",)),
     "pure": _drawn("pure", ("clip_i", "clip_t", "der")),
+    "graded": _drawn("pure", ("clip_i", "clip_t", "der", "judge")),
     "people": _drawn("plain", ("fer",), ("person",)),
     "knowledge": _drawn("knowledge", ("knowledge", "clip_i")),
     "rea": _reasoned(ANSWERS, draws=False, asks=True),
@@ -242,4 +244,5 @@ SUITES: Final[Mapping[str, tuple[str, ...]]] = {
     "yollava": ("rec", "vqa_choice", "qa_choice", "plain"),
     "mc_llava": ("rec", "vqa", "qa", "qa_choice", "plain"),
     "dreambench": ("pure",),
+    "dreambench_pp": ("graded",),
 }

@@ -159,6 +159,12 @@ def _face(row: Row) -> float | None:
     return float(outcome.detail.get("reason") != NO_FACE) if isinstance(outcome, Score) else None
 
 
+def _of_four(row: Row) -> float | None:
+    """Return the judge's grade, in [0, 1], on DreamBench++'s scale."""
+    grade = _score("judge")(row)
+    return None if grade is None else 4 * grade
+
+
 def _scored(name: str, column: str, scorer: str, *groups: str) -> Measure:
     return Measure(name, column, _score(scorer), scorer, groups)
 
@@ -185,6 +191,10 @@ MEASURES: Final = (
     _scored("Pure Gen CLIP-I", "pure", "clip_i"),
     _scored("Pure Gen CLIP-T", "pure", "clip_t"),
     _scored("Pure Gen DINO", "pure", "der"),
+    _scored("Concept, CLIP-I", "graded", "clip_i"),
+    _scored("Concept, DINO", "graded", "der"),
+    _scored("Prompt, CLIP-T", "graded", "clip_t"),
+    Measure("Prompt, judge 0 to 4", "graded", _of_four, "judge"),
     Measure("People Gen, images with a face", "people", _score("fer"), "fer", of=lambda row: _face(row) != 0.0),
     _scored("People Gen, no face is 0", "people", "fer"),
     Measure("People Gen, share with a face", "people", _face, "fer", compared=False),

@@ -244,8 +244,14 @@ class ShowO:
     def _end_of_image(self) -> int:
         return 2 + self.config.num_vq_tokens
 
+    @property
+    def image_side(self) -> int:
+        """Return the width and height of its images in px."""
+        side: int = round(self.config.num_vq_tokens**0.5) * self.vq.config.patch
+        return side
+
     def _question(self, query: Query) -> Tensor:
-        side = round(self.config.num_vq_tokens**0.5) * self.vq.config.patch
+        side = self.image_side
         image = fit_to_square(query.image, side) if query.image is not None else np.zeros((side, side, 3), np.uint8)
         return self.vocab.question(query.text, self._codes(image)).to(self.device)
 

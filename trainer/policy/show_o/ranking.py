@@ -14,7 +14,5 @@ def mean_logp(policy: ShowO, image: Pixels, prompt: str) -> float:
 
     It compares prompts of one image. Between images it mostly says which has less detail.
     """
-    positions = policy.config.num_vq_tokens
-    side = round(positions**0.5) * policy.vq.config.patch
-    codes = policy.vq.encode([fit_to_square(image, side)])
+    codes = policy.vq.encode([fit_to_square(image, policy.image_side)])
     return float(policy.masked_logp([prompt], codes, torch.ones_like(codes, dtype=torch.bool)).mean())

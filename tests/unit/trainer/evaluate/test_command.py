@@ -272,6 +272,7 @@ def test_policy_names_a_personalization(tmp_path: Path) -> None:
     config, concept = tmp_path / "own.toml", tmp_path / "runs/bo/concept"
     config.write_text(
         '[personalize]\ndata = "photographs"\nrun_dir = "runs/bo"\n[trainer.policy]\nmodel = "a/b"\n'
+        '[trainer.rewards]\nurl = "http://reward:8000"\n'
         "[trainer.policy.sampler]\ndenoising_steps = 3\n"
     )
     with pytest.raises(SettingsError, match=r"is not there yet; `synod personalize .*own\.toml` writes it"):
@@ -285,7 +286,7 @@ def test_policy_names_a_personalization(tmp_path: Path) -> None:
         (concept,),
         concept.parent / "evaluation/unify",
     )
-    assert found.policy.sampler.denoising_steps == 3
+    assert (found.policy.sampler.denoising_steps, found.url) == (3, "http://reward:8000")
     config.write_text(config.read_text() + '[trainer.data]\nprompts = "none.txt"\n')  # also a training's settings
     with pytest.raises(SettingsError, match=r"trainer\.run_dir: Field required"):
         command.resolve(str(config), "unify")

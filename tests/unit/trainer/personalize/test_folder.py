@@ -17,7 +17,7 @@ from synod.errors import SettingsError
 from tests.unit.trainer.personalize.unify_tree import plus, write_image, write_json, write_tree
 from trainer.data.concepts import read_concepts
 from trainer.personalize.folder import read_folder, read_names
-from trainer.personalize.records import ConceptPrompt, Plus, Question, load_photos, same_class
+from trainer.personalize.records import ConceptPrompt, Plus, Question, load_image, load_photos, same_class
 
 ROOT = Path(__file__).parents[4]
 
@@ -42,6 +42,23 @@ def test_world_exported_in_the_public_form_is_read() -> None:
         assert sum(one.is_choice for one in found.questions) == 4
         assert len(found.recognition) >= 8
         assert all(profile.name in question for question in found.recognition)
+
+
+def test_photographs_are_read_with_their_sources() -> None:
+    folder = ROOT / "embedded/data/photographs"
+    records, sources = read_folder(folder), (folder / "README.md").read_text()
+    assert [one.class_word for one in records.values()] == ["cat", "cup", "rocket"]
+    for one in records.values():
+        assert tuple(map(len, (one.train, one.test, one.random, one.facts))) == (4, 2, 6, 4)
+        assert {load_image(path).shape[2] for path in (*one.train, *one.test, *one.random)} == {3}
+        assert [fact.split for fact in one.plus.facts] == ["train", "train", "test", "test"]
+        assert [prompt.heldout for prompt in one.prompts if prompt.tag == "knowledge"] == [False, False, True, True]
+        assert tuple(map(len, (one.plus.dense, one.plus.passages, one.plus.vague_dense))) == (2, 1, 2)
+        for passage in one.plus.passages:
+            assert all(point in passage.answer for point in passage.points)
+        assert {question.image for question in one.questions} == {*one.test, None}
+        assert f"| `{one.folder.name}` | `skimage.data." in sources
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 400_000
 
 
 def test_public_concepts_train_sync_r1_too() -> None:

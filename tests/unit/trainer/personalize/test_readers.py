@@ -1,4 +1,4 @@
-"""Yo'LLaVA, MC-LLaVA and DreamBench in the forms in which they are published, and what their users stumbled over."""
+"""Public sets in the forms in which they are published, and what their users stumbled over."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from synod.errors import SettingsError
 from tests.unit.trainer.personalize.unify_tree import write_image, write_json
-from trainer.personalize.readers import dreambench, mc_llava, yollava
+from trainer.personalize.readers import dreambench, dreambench_pp, mc_llava, yollava
 from trainer.personalize.records import Question
 
 CHOICE = {"question": "What color is <sks>?", "options": {"A": "red", "B": "blue"}, "correct_answer": "B"}
@@ -165,6 +165,51 @@ def test_dreambench_has_a_list_for_live_subjects(tmp_path: Path) -> None:
 def test_dreambench_without_both_lists_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"has 1 lists of prompts with \{0\}"):
         dreambench.read(dreambench_tree(tmp_path, PROMPTS.partition("Live")[0]))
+
+
+def dreambench_pp_tree(root: Path) -> Path:
+    captions = {
+        "live_subject/animal/00": "Kitten\n a kitten on a sofa\n\nA painting of the kitten and a kitten\ntwo kittens\n",
+        "live_subject/human/00": "old man\nan old man reads\n",
+        "style/03": "ink drawing\na boat, ink drawing\n",
+    }
+    for place, said in captions.items():
+        write_image(root / f"images/{place}.jpg", 0)
+        (root / f"captions/{place}.txt").parent.mkdir(parents=True)
+        (root / f"captions/{place}.txt").write_text(said)
+    write_image(root / "images/object/00.jpg", 0)
+    return root
+
+
+def test_dreambench_pp_has_one_image_a_subject(tmp_path: Path) -> None:
+    said: list[str] = []
+    records = dreambench_pp.read(dreambench_pp_tree(tmp_path), said.append)
+    assert [(one.name, one.concept.kind, one.class_word) for one in records.values()] == [
+        ("<live_subject_animal_00_kitten>", "animal", "Kitten"),
+        ("<live_subject_human_00_old_man>", "person", "old man"),
+        ("<style_03_ink_drawing>", "object", "ink drawing"),
+    ]
+    kitten = records["<live_subject_animal_00_kitten>"]
+    assert kitten.train == (tmp_path / "images/live_subject/animal/00.jpg",)
+    assert [one.text for one in kitten.prompts if one.tag == "pure"] == [
+        "a <live_subject_animal_00_kitten> on a sofa",
+        "A painting of the <live_subject_animal_00_kitten> and a kitten",
+    ]
+    assert len(said) == 2
+    assert "1 of 3 prompts do not name 'Kitten': they are left out" in said[0]
+    assert "object/00.jpg has no " in said[1]
+
+
+@pytest.mark.parametrize("captions", [None, "\n"])
+def test_dreambench_pp_names_what_is_absent(tmp_path: Path, captions: str | None) -> None:
+    write_image(tmp_path / "images/object/00.jpg", 0)
+    if captions is not None:
+        (tmp_path / "captions/object").mkdir(parents=True)
+        (tmp_path / "captions/object/00.txt").write_text(captions)
+    with pytest.raises(
+        SettingsError, match="own root as --data" if captions is None else r"00\.txt is empty; line 1 is"
+    ):
+        dreambench_pp.read(tmp_path, print)
 
 
 @pytest.mark.parametrize("read", [yollava.read, mc_llava.read])

@@ -96,9 +96,12 @@ def test_three_stages_in_one_command(
     for name in ("rows.safetensors", "concept.json"):
         assert (world / "run/concept" / name).read_bytes() == (world / "run/stage-3/concept" / name).read_bytes()
     for number in (1, 2, 3):
-        assert "Loss" in (world / f"run/stage-{number}/report.html").read_text()
         assert load_image(world / f"run/stage-{number}/grid.png").shape == (8, 4 * 8, 3)
-    assert len(list((world / "run/stage-3/regions").glob("region-*.png"))) == 4
+    for name in ("region", "drawn"):
+        assert len(list((world / "run/stage-3/regions").glob(f"{name}-*.png"))) == 4
+    page = (world / "run/report.html").read_text()
+    assert page.count("<img") == 5 + 2 * 4  # photographs, class word, three stages; regions
+    assert f"ln({base.vocab.codebook_size})" in page
 
     monkeypatch.setattr(stages, "train_stage", lambda *_: pytest.fail("a stage was trained again"))
     assert personalize() == 0

@@ -196,7 +196,7 @@ def trained(make_policy: MakePolicy, concept: ConceptRecord, photos: Photos, set
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_stage_lowers_its_loss_and_changes_only_rows(
-    trained: Trained, owner: ShowO, tmp_path: Path, number: int
+    trained: Trained, owner: ShowO, make_policy: MakePolicy, tmp_path: Path, number: int
 ) -> None:
     policy, ended = trained(number, tmp_path / "a")
     assert ended
@@ -209,6 +209,11 @@ def test_a_stage_lowers_its_loss_and_changes_only_rows(
         assert changed <= (set(ids) if table else set()), key
         if key.endswith("embed_tokens.weight"):
             assert changed == set(ids)
+    base, prompts = make_policy(guidance_scale=0.0), ["a photo of a dog", "red grass"]
+    plain, drawn = (one.denoise(one.start(prompts, [(5, 0), (5, 1)]), one.image_steps) for one in (base, policy))
+    for one, other in zip(plain, drawn, strict=True):  # what does not name the concept is drawn as before, bit for bit
+        assert torch.equal(one.codes_TN, other.codes_TN)
+        assert torch.equal(one.logp_TN, other.logp_TN)
     records = read(tmp_path / "a")
     assert [record["step"] for record in records] == list(range(len(records)))
     assert len(records) == 7 * 2

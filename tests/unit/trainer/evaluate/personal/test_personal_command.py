@@ -148,6 +148,7 @@ def test_a_lost_service_keeps_what_there_is(
         (["model", "--suite", "unify", "--data", "data", "--answers", "x"], "either POLICY or --answers DIR"),
         (["model", "--suite", "unify", "--data", "data", "--prompts", "x"], "has its own prompts"),
         (["model", "--suite", "dreambench", "--data", "data"], "prompts_and_classes.txt"),
+        (["model", "--suite", "dreambench_pp", "--data", "data"], "data has no images/**/NN.jpg"),
         (["model", "--suite", "unify", "--data", "data", "--scorers", "hps"], "--scorers hps: this suite has bleu"),
         (["--suite", "geneval"], "--suite geneval needs POLICY"),
         (["model", "--suite", "geneval", "--data", "data"], "takes no --data, --answers or --concepts"),

@@ -27,13 +27,16 @@ from trainer.policy.show_o.magvit import Magvit
 from trainer.policy.show_o.vocabulary import ConceptTokens, Vocabulary
 from trainer.types import Query
 
+PHOTOGRAPHS = Path(__file__).parents[5] / "embedded/data/photographs"
+CONCEPTS = ("chelsea", "espresso", "falcon")
+
 
 @pytest.fixture
 def world(tmp_path: Path, vocab: Vocabulary, vq: Magvit, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model, the rows of <di> and <el> in directories of their names, their folder, and a service."""
+    """A model, the rows of five concepts in directories of their names, a folder of <di> and <el>, and a service."""
     policy = make_policy(vocab, vq)
     policy.save(tmp_path / "model")
-    for seed, name in enumerate(("di", "el")):
+    for seed, name in enumerate(("di", "el", *CONCEPTS)):
         tokens = ConceptTokens(f"<{name}>", 2, 1, 1)
         rows = make_rows(5, seed)
         rows.bias_R.fill_(-99.0)  # the names are read and never said
@@ -73,6 +76,16 @@ def test_controls_read_no_rows_or_anothers(world: Path) -> None:
             shown = None if one.shown is None else load_image(one.shown)
             (said,) = base.answer([Query(one.query, shown)], [one.seed(0)])
             assert found["none"][one.key].reply == said, "without rows it is the model without concepts"
+
+
+def test_unify_pp_runs_on_the_photographs(world: Path) -> None:
+    arguments = ["evaluate", "model", "--concepts", *CONCEPTS, "--suite", "unify_pp", "--data", str(PHOTOGRAPHS)]
+    assert main([*arguments, "--out", "out", "--images", "1", "--steps", "2", "--limit", "1"]) == 0
+    lines = json.loads((world / "out/table.json").read_text())["table"]
+    assert {line["measure"] for line in lines} >= {"Rea BLEU", "Dense Rea points", "Rea Gen CLIP-I", "Dense Rea Gen"}
+    for line in lines:
+        assert set(line["arms"]) == {"concept", "none", "other"}
+        assert all((cell["concepts"], cell["missing"]) == (3, 0) for cell in line["arms"].values())
 
 
 def test_a_concept_without_rows_is_refused(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
