@@ -1,4 +1,4 @@
-"""The two reasoning pathways, the compound prompt, and the service's request items. Pure.
+"""The turns of each scenario, the compound prompt, and the service's request items. Pure.
 
 Sync-R1 sec. 3.1: visual instruct reasoning answers a query about an image of the concept, I + Q -> IR; textual
 attribute reasoning picks the fact that a vague prompt hints at, Extra_info + IP -> IR. The image is then drawn from
@@ -14,7 +14,9 @@ import numpy as np
 
 from synod.contracts import Pixels, Reasoning, ScoreItem
 from trainer.settings.data import TEMPLATES
-from trainer.types import ConceptProfile, Condition, Draw, Pathway, Prompt, Query, Result, RewardSpec, Task
+from trainer.types import ConceptProfile, Condition, Draw, Line, Pathway, Prompt, Query, Result, RewardSpec, Task
+
+OPEN, CLOSE = "<answer>", "</answer>"  # UniRL-Zero's format of replies
 
 
 def textual_query(facts: Sequence[str], prompt_text: str, template: str = TEMPLATES["plain"], name: str = "") -> str:
@@ -80,6 +82,47 @@ def surrogate_item(task: Task, image: Pixels) -> ScoreItem:
     scorer is not the reward. Where previews are scored by terms of the reward, `reward_item` is sent.
     """
     return ScoreItem(image, task.prompt.text, concept=None if task.profile is None else task.profile.concept)
+
+
+def asked_task(prompt: Prompt, template: str, reward: RewardSpec) -> Task:
+    """Create the task of a prompt that the policy is asked about first: its answer refines the prompt (scenario 5)."""
+    query = Query(template.format(prompt=prompt.text))
+    return Task(f"{prompt.tag}/asked", "asked", prompt, reward, None, query, draws=(Draw(read=element),))
+
+
+def question_task(line: Line, image: Pixels | None, reward: RewardSpec) -> Task:
+    """Create the task of a question about an image uint8 [H W 3], or about none: nothing is drawn (scenarios 1, 2)."""
+    query = Query(line.text, image)
+    return Task(f"{line.tag}/asked", "asked", line, reward, None, query, line.segments, line.truth, draws=())
+
+
+def edit_task(line: Line, image: Pixels, reward: RewardSpec) -> Task:
+    """Create the task of an edit of an image uint8 [H W 3], which is then edited back (scenario 4, eqs. 4 and 5)."""
+    draws = (Draw(source=image), Draw(line.reverse, source=0))
+    return Task(f"{line.tag}/none", "none", line, reward, draws=draws, caption=line.caption)
+
+
+def reflection_task(line: Line, image: Pixels, template: str, reward: RewardSpec) -> Task:
+    """Create the task of judging an image uint8 [H W 3] and redrawing it by the feedback (scenario 6)."""
+    query, draws = Query(template.format(prompt=line.text), image), (Draw(read=feedback, source=image),)
+    return Task(f"{line.tag}/asked", "asked", line, reward, None, query, line.segments, line.truth, draws)
+
+
+def element(reply: str) -> str:
+    """Return what is in `<answer>..</answer>` at the reply's start, or the whole reply without such an element."""
+    answer, _ = _parts(reply)
+    return reply.strip() if answer is None else answer
+
+
+def feedback(reply: str) -> str:
+    """Return what follows `<answer>..</answer>` at the reply's start, or the whole reply without such an element."""
+    answer, rest = _parts(reply)
+    return reply.strip() if answer is None else rest
+
+
+def _parts(reply: str) -> tuple[str | None, str]:
+    opened, found, rest = reply.strip().partition(CLOSE)
+    return (opened.removeprefix(OPEN).strip(), rest.strip()) if found and opened.startswith(OPEN) else (None, reply)
 
 
 def condition(task: Task, draw: Draw, answer: str, images: Sequence[Pixels]) -> Condition:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from synod.contracts import Concept, GenEvalMetadata, Pixels, ScoreFailure
@@ -87,6 +88,23 @@ class Prompt:
     resolved: str | None = None
     fact: int | None = None
     geneval: GenEvalMetadata | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line(Prompt):
+    """A line of a scenario's file: a question, an edit (`text` says what to do), or an image to reflect on.
+
+    image            the file of the image that it is about
+    caption          what the source of an edit shows; `resolved` is what the edited image shows
+    reverse          the edit that undoes it
+    segments, truth  possible answers, and 1 for each that is right, else 0
+    """
+
+    image: Path | None = None
+    caption: str | None = None
+    reverse: str | None = None
+    segments: tuple[str, ...] = ()
+    truth: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -34,11 +34,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # Longest training first, so that two workers finish at about the same time.
 SCORERS = ("blip2-world", "detector-world", "dinov2-world", "face-world", "clip-world")
 TOKENIZER, POLICY = "magvit-world", "show-o-world"
-PICTURE = "picture-world"
+PICTURE, SCENES, LANGUAGE = "picture-world", "clip-scene-world", "language-world"
 NAMES = (*SCORERS, TOKENIZER, POLICY)
-FLOW = (PICTURE,)
+FLOW = (PICTURE, LANGUAGE, SCENES)
 PARTS = {"base": NAMES, "flow": FLOW, "all": (*NAMES, *FLOW)}
 WORKERS = 2
+THREADED = (TOKENIZER, POLICY, PICTURE)  # trained alone, with WORKERS threads
 Step: TypeAlias = "tuple[Recipe, Callable[[Recipe, Path, Sizes], Maker]]"  # a part of a training
 
 
@@ -122,7 +123,7 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
         part = name if number == 1 else f"{name}-{number}"
         torch.manual_seed(recipe.seed)
         maker = build_maker(recipe, build, QUICK if quick else FULL)
-        checkpoint, workers = build / f"{part}.ckpt", 1 if name in SCORERS else WORKERS
+        checkpoint, workers = build / f"{part}.ckpt", WORKERS if name in THREADED else 1
         with getattr(maker, "context", nullcontext)():
             seconds = fit(maker.module, maker.loss, recipe, checkpoint, name=part, position=position, workers=workers)
         maker.module.eval()
@@ -136,13 +137,15 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
 
 def _flow_parts(picture: Path, detector: Path) -> dict[str, list[Step]]:
     """Return the parts of the flow models. diffusers takes seconds to import: the other models do without it."""
-    from embedded.makers import codec, flow
+    from embedded.makers import clip_scene, codec, flow, language
 
     return {
         PICTURE: [
             (codec.RECIPE, partial(codec.CodecMaker, detector=detector)),
             (flow.RECIPE, partial(flow.PictureMaker, pipeline=picture)),
-        ]
+        ],
+        LANGUAGE: [(language.RECIPE, language.LanguageMaker)],
+        SCENES: [(clip_scene.RECIPE, clip_scene.ClipSceneMaker)],
     }
 
 
@@ -155,7 +158,10 @@ def _train_everything(options: argparse.Namespace) -> list[str]:
         "base": (dataset.scenes, dataset.identities, dataset.faces, dataset.colors, dataset.episodes),
         "flow": (drawings.drawings,),
     }
-    turns = {"base": ((SCORERS, WORKERS), ((TOKENIZER,), 1), ((POLICY,), 1)), "flow": ((FLOW, 1),)}
+    turns = {
+        "base": ((SCORERS, WORKERS), ((TOKENIZER,), 1), ((POLICY,), 1)),
+        "flow": (((PICTURE,), 1), ((LANGUAGE, SCENES), WORKERS)),
+    }
     for part in ("base", "flow") if options.parts == "all" else (options.parts,):
         for draw in images[part]:
             draw(options.build, sizes)

@@ -9,6 +9,8 @@ import numpy as np
 from embedded import world
 from embedded.makers.dataset import Arrays, Sizes, cached, described, front, patch_maps
 from embedded.makers.prompts import training_prompt
+from embedded.makers.show_o import texts
+from embedded.makers.texts import corpus
 
 GENEVAL_SHARE = 0.85
 
@@ -22,9 +24,16 @@ def drawings(folder: Path, sizes: Sizes) -> Arrays:
     return cached(folder / f"drawings-{sizes.drawings}", _chunk, seed=16, total=sizes.drawings)
 
 
+def all_texts() -> list[str]:
+    """Return texts with every word of the prompts, words, questions and answers of drawings."""
+    rng = np.random.default_rng(32)
+    scenes = [world.render(world.sample(rng, task)[0], rng) for task in world.GENEVAL_TASKS * 40]
+    return [*corpus(), *texts(), *map(world.arrangement, scenes)]
+
+
 def _chunk(rng: np.random.Generator, _start: int, count: int) -> Arrays:
     found: Arrays = {"image": [], "front": [], "patch": [], "tint": []}
-    texts = []
+    records = []
     for _ in range(count):
         scene, prompt = _drawing(rng)
         rendered = world.render(scene, rng)
@@ -36,8 +45,10 @@ def _chunk(rng: np.random.Generator, _start: int, count: int) -> Arrays:
             ("tint", tint),
         ):
             found[name].append(value)
-        texts.append({"prompt": prompt, "words": world.arrangement(rendered), "asked": world.questions(rendered, rng)})
-    return {**{name: np.stack(values) for name, values in found.items()}, "texts": texts}
+        records.append(
+            {"prompt": prompt, "words": world.arrangement(rendered), "asked": world.questions(rendered, rng)}
+        )
+    return {**{name: np.stack(values) for name, values in found.items()}, "texts": records}
 
 
 def _drawing(rng: np.random.Generator) -> tuple[world.Scene, str]:

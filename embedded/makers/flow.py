@@ -23,13 +23,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
-from embedded import world
 from embedded.makers import codec
 from embedded.makers.dataset import Sizes
-from embedded.makers.drawings import drawings
+from embedded.makers.drawings import all_texts, drawings
 from embedded.makers.loop import MuonRecipe, Part, Recipe
-from embedded.makers.show_o import texts as policy_texts
-from embedded.makers.texts import corpus, tokenizer
+from embedded.makers.texts import tokenizer
 from trainer.policy.flow.attention import use_float32_sums
 from trainer.policy.flow.policy import TRAINING_TIMES
 from trainer.scenarios import compound
@@ -167,16 +165,14 @@ def new_text_encoder(vocabulary: int) -> Gemma2Model:
 def text_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer of every word that a prompt or an answer has.
 
-    It removes the instruction that SANA's pipeline writes before a prompt, up to its last line "User Prompt: ": the
-    text encoder knows none of its words.
+    It removes what the text encoder does not know: the instruction that SANA's pipeline writes before a prompt, up to
+    its last line "User Prompt: ", and the tags of `<answer>..</answer>`.
     """
-    rng = np.random.default_rng(32)
-    scenes = [world.render(world.sample(rng, task)[0], rng) for task in world.GENEVAL_TASKS * 40]
-    words = tokenizer([*corpus(), *policy_texts(), *map(world.arrangement, scenes)], MAX_TEXT)
+    words = tokenizer(all_texts(), MAX_TEXT)
     backend = words.backend_tokenizer
     assert backend.normalizer is not None
-    instruction = normalizers.Replace(Regex(r"^[\s\S]*User Prompt: "), "")
-    backend.normalizer = normalizers.Sequence([instruction, backend.normalizer])
+    removed = [normalizers.Replace(Regex(one), " ") for one in (r"^[\s\S]*User Prompt: ", "</?answer>")]
+    backend.normalizer = normalizers.Sequence([*removed, backend.normalizer])
     words.add_special_tokens({"bos_token": "[CLS]", "eos_token": "[SEP]"})
     return words
 

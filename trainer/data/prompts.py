@@ -15,14 +15,15 @@ from trainer.types import ConceptProfile, Prompt
 
 MAX_CHARS: Final = 8192  # of a prompt; the service refuses longer ones
 PLAIN_TAG: Final = "prompt"  # of a prompt whose file names no tag
+_OTHER_TASKS: Final = {"reverse_prompt": "edits", "target_caption": "edits", "truth": "reflection"}  # by a line's key
 _CIRCUMSTANCES: Final = ("accessories", "companion", "place")  # claims of a prompt; the service judges them
 
 
 def read_prompts(path: Path, column: str, log: Callable[[str], None] = print) -> tuple[Prompt, ...]:
     """Return the distinct prompts of a file, in order.
 
-    A `.txt` file has one prompt a line. A `.jsonl` file has one object a line with the prompt in `column`; GenEval's
-    `tag`, `include` and `exclude` are kept, other keys are ignored. A `.parquet` file has the prompts in `column`.
+    A `.txt` file has one prompt a line. A `.jsonl` file has one object a line with the prompt in `column`; a `tag` and
+    GenEval's `include` and `exclude` are kept, other keys are ignored. A `.parquet` file has the prompts in `column`.
     Blank lines are skipped; repeated prompts are kept once, and `log` receives their number. Raises SettingsError,
     which names file, line and mistake.
     """
@@ -42,17 +43,17 @@ def read_prompts(path: Path, column: str, log: Callable[[str], None] = print) ->
 
 
 def _lines(path: Path, column: str) -> Iterator[Prompt]:
-    for number, line in _numbered(path):
+    for number, line in numbered(path):
         yield _line(Node(line, f"{path}:{number}"))
 
 
 @hint("A .txt file has one prompt a line")
 def _line(node: Node) -> Prompt:
-    return Prompt(_checked(node), PLAIN_TAG)
+    return Prompt(checked(node), PLAIN_TAG)
 
 
 def _objects(path: Path, column: str) -> Iterator[Prompt]:
-    for number, line in _numbered(path):
+    for number, line in numbered(path):
         yield _object(json_node(line, f"{path}:{number}"), column)
 
 
@@ -60,11 +61,15 @@ def _objects(path: Path, column: str) -> Iterator[Prompt]:
 def _object(node: Node, column: str) -> Prompt:
     keys = node.mapping().keys()
     _find(column, list(map(str, keys)), node)
-    text = node.need(column, _checked)
+    text = node.need(column, checked)
     if {"tag", "include"} <= keys:
-        metadata = _geneval(node)
+        metadata = geneval_of(node)
         return Prompt(text, metadata.tag, geneval=metadata)
-    return Prompt(text, PLAIN_TAG)
+    if "image" in keys and (marks := keys & _OTHER_TASKS.keys()):
+        raise node.error(
+            f"a line of data.task '{_OTHER_TASKS[min(marks)]}': its image would not be read; give that task"
+        )
+    return Prompt(text, node.get("tag", Node.text) or PLAIN_TAG)
 
 
 def _rows(path: Path, column: str) -> Iterator[Prompt]:
@@ -84,7 +89,7 @@ def _rows(path: Path, column: str) -> Iterator[Prompt]:
 
 @hint("A .parquet file has the prompts in one column of strings")
 def _row(node: Node) -> Prompt:
-    return Prompt(_checked(node), PLAIN_TAG)
+    return Prompt(checked(node), PLAIN_TAG)
 
 
 def _find(column: str, columns: Sequence[str], node: Node) -> None:
@@ -103,7 +108,7 @@ def read_concept_prompts(path: Path, concepts: Mapping[str, ConceptProfile]) -> 
     vague prompt means) and `fact` (the index of the fact that it hints at). Raises SettingsError, which names file,
     line and mistake.
     """
-    prompts = tuple(_concept_prompt(json_node(line, f"{path}:{n}"), concepts) for n, line in _numbered(path))
+    prompts = tuple(_concept_prompt(json_node(line, f"{path}:{n}"), concepts) for n, line in numbered(path))
     if not prompts:
         raise SettingsError(f"{path}: no prompts; give one JSON object per line")
     return prompts
@@ -112,9 +117,9 @@ def read_concept_prompts(path: Path, concepts: Mapping[str, ConceptProfile]) -> 
 @hint("A line is a JSON object, as in embedded/data/prompts")
 def _concept_prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Prompt:
     of = node.fields("tag", "prompt", "concept", "resolved", "fact", "include", "exclude", *_CIRCUMSTANCES)
-    text, tag, name = of.need("prompt", _checked), of.need("tag", Node.text), of.get("concept", Node.text)
+    text, tag, name = of.need("prompt", checked), of.need("tag", Node.text), of.get("concept", Node.text)
     if name is None:
-        return Prompt(text, tag, geneval=_geneval(node))
+        return Prompt(text, tag, geneval=geneval_of(node))
     if "include" in of.mapping():
         raise node.error("'include' and 'concept' together; give GenEval's metadata or a concept")
     if name not in concepts:
@@ -123,19 +128,20 @@ def _concept_prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Promp
     return Prompt(text, tag, name, of.get("resolved", Node.text), of.get("fact", lambda fact: fact.integer(0, last)))
 
 
-def _geneval(node: Node) -> GenEvalMetadata:
+def geneval_of(node: Node) -> GenEvalMetadata:
+    """Read GenEval's metadata in a line. Raises InvalidRequest."""
     metadata = {key: one for key, one in node.mapping().items() if key in ("tag", "include", "exclude")}
     return read(GenEvalMetadata, Node(metadata, node.path))
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, str]]:
+def numbered(path: Path) -> Iterator[tuple[int, str]]:
     """Yield each line that is not blank with its number; only a line feed ends a line, as JSONL has it."""
     for number, line in enumerate(text(path).split("\n"), 1):
         if line.strip():
             yield number, line.strip()
 
 
-def _checked(node: Node) -> str:
+def checked(node: Node) -> str:
     """Return a prompt without surrounding blanks. Raises InvalidRequest for one that is empty or too long."""
     prompt = node.text().strip()
     if not prompt:

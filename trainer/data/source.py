@@ -11,14 +11,27 @@ import numpy as np
 
 from synod.errors import SettingsError
 from trainer.data.concepts import read_concepts, without_held_out
+from trainer.data.lines import read_lines
 from trainer.data.prompts import read_concept_prompts, read_prompts
+from trainer.personalize.records import load_image
 from trainer.rewards.served import Wanted
-from trainer.scenarios import make_task
-from trainer.settings import INTRINSIC, DataSettings, PromptSettings, RewardSettings, TrainerSettings
+from trainer.scenarios import asked_task, edit_task, make_task, question_task, reflection_task
+from trainer.settings import (
+    INTRINSIC,
+    DataSettings,
+    EditSettings,
+    PromptSettings,
+    QuestionSettings,
+    ReflectionSettings,
+    RewardSettings,
+    SyncR1Settings,
+    TrainerSettings,
+)
 from trainer.settings.data import TEMPLATES
-from trainer.types import ConceptProfile, Pathway, Prompt, RewardSpec, Task
+from trainer.types import ConceptProfile, Line, Pathway, Prompt, RewardSpec, Task
 
 GENEVAL: Final = RewardSpec({"geneval": 1.0})  # the reward of Sync-R1's prompts without a concept
+LinesSettings = PromptSettings | QuestionSettings | EditSettings | ReflectionSettings
 _PLAIN: Final = frozenset({"image", "prompt"})  # what the items of every prompt have
 _MILLION: Final = 1_000_000
 _POOLS: Final[Mapping[Pathway, str]] = {"visual": "without a fact", "textual": "with a fact"}  # prompts of a pathway
@@ -61,11 +74,16 @@ def wanted_rewards(settings: TrainerSettings) -> list[Wanted]:
     Raises SettingsError for the prompts.
     """
     data, spec = settings.data, _spec(settings.rewards)
-    if isinstance(data, PromptSettings):
+    if not isinstance(data, SyncR1Settings):
         files = [data.prompts] if data.heldout is None else [data.prompts, data.heldout]
-        prompts = [prompt for path in files for prompt in read_prompts(path, data.column, lambda message: None)]
+        prompts = [prompt for path in files for prompt in _read(data, path, lambda message: None, check_images=True)]
         inputs = _PLAIN | ({"geneval"} if all(prompt.geneval for prompt in prompts) else set())
+        inputs |= {"reasoning"} if data.has_answers else set()
         wanted = [Wanted(spec, inputs)]
+        if isinstance(data, EditSettings):
+            inputs |= {"references", "source_prompt"}
+            of = {"image": inputs, "cycled": inputs - {"source_prompt"}}
+            wanted = [Wanted(part, of[result]) for result, part in spec.parts().items()]
     else:
         inputs = _PLAIN | {"concept"}
         whole = inputs | {"references"} | ({"reasoning"} if data.has_answers else set())
@@ -97,14 +115,49 @@ def _source(
     *,
     trains: bool = False,
 ) -> TaskSource:
-    if isinstance(data, PromptSettings):
-        return PromptTasks(read_prompts(path, data.column, log), _spec(rewards), (seed,), count)
+    if not isinstance(data, SyncR1Settings):
+        return PromptTasks(_read(data, path, log), _spec(rewards), (seed,), count, _maker(data))
     concepts = read_concepts(data.concepts)
     prompts = read_concept_prompts(path, concepts)
     if trains:
         concepts, prompts = without_held_out(concepts, prompts, path)
     mix = data.geneval_share, data.pathways, data.template
     return SyncR1Tasks(prompts, concepts, _spec(rewards), (seed,), count, *mix)
+
+
+def _read(
+    data: LinesSettings, path: Path, log: Callable[[str], None], *, check_images: bool = False
+) -> tuple[Prompt, ...]:
+    """Read the prompts of one file. Raises SettingsError."""
+    if isinstance(data, PromptSettings):
+        return read_prompts(path, data.column, log)
+    return read_lines(path, data.task, check_images=check_images)
+
+
+Make = Callable[[Prompt, RewardSpec], Task]
+
+
+def drawn_task(prompt: Prompt, reward: RewardSpec) -> Task:
+    """Create the task of a prompt that is drawn as it is."""
+    return make_task(prompt, None, "none", reward, np.random.default_rng(0))  # it draws nothing
+
+
+def _maker(data: LinesSettings) -> Make:
+    """Return how the task of a prompt is made; a line's image is read then."""
+    if isinstance(data, PromptSettings):
+        template = data.query
+        return drawn_task if template is None else lambda prompt, reward: asked_task(prompt, template, reward)
+    query = data.query if isinstance(data, ReflectionSettings) else ""
+
+    def made(line: Prompt, reward: RewardSpec) -> Task:
+        assert isinstance(line, Line)
+        image = None if line.image is None else load_image(line.image)
+        if data.task == "questions":
+            return question_task(line, image, reward)
+        assert image is not None
+        return edit_task(line, image, reward) if data.task == "edits" else reflection_task(line, image, query, reward)
+
+    return made
 
 
 @dataclass(frozen=True)
@@ -115,23 +168,23 @@ class PromptTasks:
     reward: RewardSpec
     seed: tuple[int, ...]
     prompts_per_step: int = 1
+    make: Make = drawn_task
 
     def tasks(self, step: int) -> list[Task]:
-        first = step * self.prompts_per_step
-        chosen = [
-            _pick(self.prompts, index, (*self.seed, _PROMPT)) for index in range(first, first + self.prompts_per_step)
-        ]
-        return [self._task(prompt) for prompt in chosen]
+        return [self.make(prompt, self.reward) for prompt in self._chosen(step)]
 
     def replacements(self, step: int, count: int) -> list[Task]:
         """Return other prompts than the step's own, as long as there are any."""
-        taken = {task.prompt.text for task in self.tasks(step)}
+        taken = {prompt.text for prompt in self._chosen(step)}
         others = [prompt for prompt in self.prompts if prompt.text not in taken] or self.prompts
         stream = (*self.seed, _REPLACEMENT, step)
-        return [self._task(_pick(others, index, stream)) for index in range(count)]
+        return [self.make(_pick(others, index, stream), self.reward) for index in range(count)]
 
-    def _task(self, prompt: Prompt) -> Task:
-        return make_task(prompt, None, "none", self.reward, np.random.default_rng(0))  # it draws nothing
+    def _chosen(self, step: int) -> list[Prompt]:
+        first = step * self.prompts_per_step
+        return [
+            _pick(self.prompts, index, (*self.seed, _PROMPT)) for index in range(first, first + self.prompts_per_step)
+        ]
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,7 @@ def paired(before: Evaluation, after: Evaluation) -> dict[str, Paired]:
     reward, reward PATHWAY  all rewards, and those of a pathway
     image part              rewards without their terms that were fixed before drawing, if there are such terms
     instruct, attribute     shares of right answers on the visual and the textual pathway
+    asked                   share of right answers to questions, and about images to reflect on
     COMPONENT               each component of the rewards
     correct                 share of GenEval prompts with a soft score of 1: every count, colour and position as
                             asked, which is stricter than GenEval's own rules
@@ -130,8 +131,9 @@ def paired(before: Evaluation, after: Evaluation) -> dict[str, Paired]:
     pairs, rows = matched(before, after), (*before.rows, *after.rows)
     reasoned = {row.pathway for row in rows if row.right is not None}
     fixed = any(row.image_part not in (None, row.reward) for row in rows)
-    names = [(p, name) for p, name in (("visual", "instruct"), ("textual", "attribute")) if p in reasoned]
-    by_pathway = {p: [pair for pair in pairs if pair[0].pathway == p] for p in ("visual", "textual", "none")}
+    kinds = (("visual", "instruct"), ("textual", "attribute"), ("asked", "asked"))
+    names = [(p, name) for p, name in kinds if p in reasoned]
+    by_pathway = {p: [pair for pair in pairs if pair[0].pathway == p] for p in ("visual", "textual", "asked", "none")}
     found = {"reward": compare(pairs, _reward)}
     found |= {f"reward {pathway}": compare(by_pathway[pathway], _reward) for pathway, _ in names}
     found |= {"image part": compare(pairs, lambda row: row.image_part)} if fixed else {}
@@ -140,7 +142,7 @@ def paired(before: Evaluation, after: Evaluation) -> dict[str, Paired]:
         scored = [pair for pair in pairs if any(name in row.components for row in pair)]
         found[name] = compare(scored, partial(_component, name))
     tags = {row.tag for row in rows if set(row.components) == {"geneval"}}  # rewarded by GenEval's soft score alone
-    geneval = [pair for pair in by_pathway["none"] if pair[0].tag in tags]
+    geneval = [pair for p in ("none", "asked") for pair in by_pathway[p] if pair[0].tag in tags]
     if geneval:
         found["correct"] = compare(geneval, lambda row: None if row.reward is None else row.reward >= _FULL)
     judged = [pair for pair in pairs if any(row.official is not None for row in pair)]

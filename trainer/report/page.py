@@ -58,10 +58,11 @@ AUDIT: Final = {  # columns: the name of a figure, and its format
     "signal per second": ("signal_per_second", "{:.2f}"),
 }
 FORESIGHT: Final = ("", "screen", "in use", "groups measured", "correlation", "signal of a group", "signal per second")
-PATHWAYS: Final = {"visual": "visual", "textual": "textual", "none": "no reasoning"}
+PATHWAYS: Final = {"visual": "visual", "textual": "textual", "asked": "asked first", "none": "no reasoning"}
 LABELS: Final = {
     "instruct": "right answers, visual instruct",
     "attribute": "right answers, textual attribute",
+    "asked": "right answers",
     "correct": "GenEval prompts drawn exactly as asked",
     "official": "GenEval prompts right by GenEval's own rules",
     "image part": "reward without the terms of text scorers",

@@ -5,7 +5,14 @@ Relative paths resolve from the TOML's folder; `SYNOD__TRAINER__STEPS=5` overrid
 raises SettingsError, which names the key, the value and the remedy.
 """
 
-from trainer.settings.data import DataSettings, PromptSettings, SyncR1Settings
+from trainer.settings.data import (
+    DataSettings,
+    EditSettings,
+    PromptSettings,
+    QuestionSettings,
+    ReflectionSettings,
+    SyncR1Settings,
+)
 from trainer.settings.evaluate import EvaluateSettings
 from trainer.settings.loss import LossSettings, OptimizerSettings
 from trainer.settings.personalize import PersonalizeSettings, load_personalize
@@ -18,6 +25,7 @@ from trainer.settings.run import ScreenSettings, TrainerSettings, load
 __all__ = [
     "INTRINSIC",
     "DataSettings",
+    "EditSettings",
     "EvaluateSettings",
     "FlowSettings",
     "LoraSettings",
@@ -26,7 +34,9 @@ __all__ = [
     "PersonalizeSettings",
     "PolicySettings",
     "PromptSettings",
+    "QuestionSettings",
     "RankSettings",
+    "ReflectionSettings",
     "ReportSettings",
     "RewardSettings",
     "ScreenSettings",

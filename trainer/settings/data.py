@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from string import Formatter
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from trainer.settings.fields import Directory, Node, PromptFile
+from trainer.settings.fields import Directory, Node, PromptFile, Result
 
 TEMPLATES: Final[Mapping[str, str]] = {
     "plain": "{facts}. {prompt}",
@@ -17,20 +17,40 @@ TEMPLATES: Final[Mapping[str, str]] = {
         "known facts the prompt hints at. Answer with exactly that fact, or with nothing if it hints at none."
     ),
 }
+REFLECT: Final = (
+    'Does this image show the prompt "{prompt}"? Begin with <answer>Yes</answer> or <answer>No</answer>. Then say what '
+    "has to change, if anything."
+)
 _NEEDED, _FIELDS = ("facts", "prompt"), ("facts", "prompt", "name")
 _SYNC_R1: Final = ("concepts", "geneval_share", "pathways", "textual_template")
+
+
+def _with_prompt(template: str) -> str:
+    try:
+        fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"the query is malformed ({error}); double a brace that is text") from None
+    if set(fields) != {"prompt"}:
+        raise ValueError(f"the query has the fields {fields}; give a text with {{prompt}} and no other field")
+    return template
+
+
+QueryTemplate = Annotated[str, AfterValidator(_with_prompt)]
 
 
 class PromptSettings(Node):
     """Draw the prompts of a file: plain text with one prompt a line, JSONL, or parquet.
 
     JSONL and parquet have the prompts in `column`. Without `heldout` nothing is evaluated before and after training.
+    With `query` the policy is asked that about each prompt first, and its reply, or what is in `<answer>..</answer>` at
+    the reply's start, becomes part of the prompt (UniRL-Zero, scenario 5).
     """
 
     task: Literal["prompts"] = "prompts"
     prompts: PromptFile
     heldout: PromptFile | None = None
     column: str = Field("prompt", min_length=1)
+    query: QueryTemplate | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -43,7 +63,57 @@ class PromptSettings(Node):
     @property
     def has_answers(self) -> bool:
         """Whether the policy is asked anything before it draws."""
-        return False
+        return self.query is not None
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """What the terms of a reward may score."""
+        return ("image", "answer") if self.query is not None else ("image",)
+
+
+class QuestionSettings(Node):
+    """Questions about an image or none, whose answers are rewarded; nothing is drawn (UniRL-Zero, scenarios 1 and 2).
+
+    A line of the JSONL file has a question, an image or none, segments and their truth (`trainer.data.lines`).
+    """
+
+    task: Literal["questions"]
+    prompts: PromptFile
+    heldout: PromptFile | None = None
+
+    results: ClassVar[tuple[Result, ...]] = ("answer",)
+    has_answers: ClassVar[bool] = True
+
+
+class EditSettings(Node):
+    """Edits of images, which are then edited back (UniRL-Zero, scenario 4): "image" is the edited, "cycled" that one.
+
+    A line of the JSONL file has the source and its caption, the edit and its caption, and the reverse edit
+    (`trainer.data.lines`).
+    """
+
+    task: Literal["edits"]
+    prompts: PromptFile
+    heldout: PromptFile | None = None
+
+    results: ClassVar[tuple[Result, ...]] = ("image", "cycled")
+    has_answers: ClassVar[bool] = False
+
+
+class ReflectionSettings(Node):
+    """Images that the policy judges and then redraws by its own feedback (UniRL-Zero, scenario 6).
+
+    A line of the JSONL file has a prompt, an image, and whether the image shows it (`trainer.data.lines`). The policy
+    is asked `query` about the image; what follows `</answer>` in its reply is appended to the prompt.
+    """
+
+    task: Literal["reflection"]
+    prompts: PromptFile
+    heldout: PromptFile | None = None
+    query: QueryTemplate = REFLECT
+
+    results: ClassVar[tuple[Result, ...]] = ("image", "answer")
+    has_answers: ClassVar[bool] = True
 
 
 class SyncR1Settings(Node):
@@ -68,6 +138,11 @@ class SyncR1Settings(Node):
     def has_answers(self) -> bool:
         """Whether the policy is asked anything before it draws."""
         return bool(self.pathways) and self.geneval_share < 1
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """What the terms of a reward may score."""
+        return ("image", "answer") if self.has_answers else ("image",)
 
     @property
     def template(self) -> str:
@@ -108,5 +183,10 @@ def _task(table: object) -> str | None:
 
 
 DataSettings = Annotated[
-    Annotated[PromptSettings, Tag("prompts")] | Annotated[SyncR1Settings, Tag("sync_r1")], Discriminator(_task)
+    Annotated[PromptSettings, Tag("prompts")]
+    | Annotated[SyncR1Settings, Tag("sync_r1")]
+    | Annotated[QuestionSettings, Tag("questions")]
+    | Annotated[EditSettings, Tag("edits")]
+    | Annotated[ReflectionSettings, Tag("reflection")],
+    Discriminator(_task),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
@@ -42,6 +42,7 @@ ModelSource = Annotated[str, AfterValidator(_source)]
 OutputPath = Annotated[Path, AfterValidator(_path)]
 PromptFile = Annotated[Path, AfterValidator(_file)]
 Directory = Annotated[Path, AfterValidator(_directory)]
+Result = Literal["image", "answer", "cycled"]  # of a rollout's turns (`trainer.types.Result`)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 

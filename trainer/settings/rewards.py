@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.settings.fields import Node
+from trainer.settings.fields import Node, Result
 
 INTRINSIC: Final = "intrinsic"  # the scorer that the policy itself is (GvU)
 
@@ -14,10 +14,11 @@ INTRINSIC: Final = "intrinsic"  # the scorer that the policy itself is (GvU)
 class TermSettings(Node):
     """A term of the reward: weight * the score of a result by one scorer of the service.
 
-    `of` is what is scored: the rollout's last "image", or its "answer". A term of weight 0 is only recorded.
+    `of` is what is scored: the rollout's first "image", its "answer", or in data.task "edits" the image that was edited
+    back ("cycled"). A term of weight 0 is only recorded.
     """
 
-    of: Literal["image", "answer"] = "image"
+    of: Result = "image"
     scorer: str = Field(min_length=1)
     weight: float = 1.0
 
@@ -60,7 +61,7 @@ class RewardSettings(Node):
         return {term.scorer: term.weight for term in self.terms} or self.scorers
 
     @property
-    def results(self) -> dict[str, Literal["image", "answer"]]:
+    def results(self) -> dict[str, Result]:
         """What each scorer of `terms` scores."""
         return {term.scorer: term.of for term in self.terms}
 

@@ -228,9 +228,10 @@ class TrainerSettings(Node):
         if self.policy.family != "flow":
             return self
         if self.policy.language is None and self.data.has_answers:
+            remedy = {"sync_r1": ", data.pathways []", "prompts": ", or no data.query"}.get(self.data.task, "")
             raise ValueError(
-                "data.task 'sync_r1' asks the policy questions, but policy.family 'flow' answers none without a "
-                "language model; give policy.language, data.pathways [], or data.task 'prompts'"
+                f"data.task '{self.data.task}' asks the policy questions, but policy.family 'flow' answers none "
+                f"without a language model; give policy.language{remedy}, or another data.task"
             )
         if self.policy.language is not None and self.ranks.shard > 1:
             raise ValueError(
@@ -258,6 +259,26 @@ class TrainerSettings(Node):
                 f"rewards.teacher 'reference' reads images while the policy draws, but with ranks.shard "
                 f"{self.ranks.shard} the copy of the policy is split then; give policy.lora, whose reference is the "
                 "policy without adapters, rewards.teacher 'current' or 'service', or shard 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _terms_score_what_rollouts_have(self) -> TrainerSettings:
+        of = {name: self.rewards.results.get(name, "image") for name in self.rewards.weights}
+        if self.rewards.ensemble is not None:
+            of[f"ensemble {self.rewards.ensemble}"] = "image"
+        wrong = [
+            f"'{name}' scores the result '{result}'" for name, result in of.items() if result not in self.data.results
+        ]
+        if wrong:
+            raise ValueError(
+                f"rewards: {wrong[0]}, but rollouts of data.task '{self.data.task}' have "
+                f"{', '.join(self.data.results)}; give rewards.terms with another 'of'"
+            )
+        if self.screen.is_on and "image" not in self.data.results:
+            raise ValueError(
+                f"screen: data.task '{self.data.task}' draws no image to screen; give screen.threshold 'none' or "
+                "screen.select 'extremes'"
             )
         return self
 

@@ -10,7 +10,7 @@ import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -85,6 +85,10 @@ class FlowToy:
         noise = normals(seeds, 1, (self.sampler.steps + 1, *SHAPE)).to(next(self.module.parameters()).dtype)
         return self.sampler.start([Condition(prompt) for prompt in prompts], noise)
 
+    def edit(self, conditions: Sequence[Condition], seeds: Sequence[Seed]) -> list[LatentSegment]:
+        begun = self.start([one.text for one in conditions], seeds)
+        return [replace(segment, condition=one) for segment, one in zip(begun, conditions, strict=True)]
+
     @torch.no_grad()
     def denoise(self, segments: Sequence[Any], until: int) -> list[LatentSegment]:
         while segments[0].step < until:
@@ -93,7 +97,7 @@ class FlowToy:
 
     def _guided(self, segments: Sequence[LatentSegment], step: int, guidance: float) -> Tensor:
         x, t = self.sampler.latents(segments, step), self.sampler.time(step)
-        prompts = torch.stack([vector(segment.prompt) for segment in segments]).to(x.dtype)
+        prompts = torch.stack([_of_condition(segment.condition) for segment in segments]).to(x.dtype)
         return sde.guided(self.velocity(x, t, torch.zeros_like(prompts)), self.velocity(x, t, prompts), guidance)
 
     def images(self, segments: Sequence[Any]) -> list[Pixels]:
@@ -107,7 +111,7 @@ class FlowToy:
         found = []
         for query, seed in zip(queries, seeds, strict=True):
             logp = self._words(query.text)
-            drawn = np.random.default_rng([*seed, 0]).choice(WORDS, LONGEST, p=logp.exp().double().numpy())
+            drawn = np.random.default_rng([*seed, 0]).choice(WORDS, LONGEST, p=logp.double().softmax(-1).numpy())
             ends = np.flatnonzero(drawn == WORDS - 1)
             ids = torch.from_numpy(drawn[: ends[0] + 1] if len(ends) else drawn)
             found.append(ToyText(query.text, ids, logp[ids], "x" * len(ids)))
@@ -182,6 +186,11 @@ class FlowToy:
 
     def save(self, directory: Path) -> None:
         raise NotImplementedError
+
+
+def _of_condition(condition: Condition) -> Tensor:
+    mean = 0.0 if condition.source is None else float(condition.source.mean()) / 255
+    return vector(condition.text) + mean
 
 
 def vector(text: str) -> Tensor:

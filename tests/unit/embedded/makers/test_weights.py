@@ -6,8 +6,8 @@ import json
 import re
 from dataclasses import asdict
 
-from embedded.makers import blip2, clip, codec, detector, dinov2, face, flow, magvit, show_o
-from embedded.makers.__main__ import FLOW, NAMES, PICTURE, ROOT
+from embedded.makers import blip2, clip, clip_scene, codec, detector, dinov2, face, flow, language, magvit, show_o
+from embedded.makers.__main__ import FLOW, LANGUAGE, NAMES, PICTURE, ROOT, SCENES
 
 WEIGHTS, QUALITY = ROOT / "embedded/weights", ROOT / "embedded/QUALITY.md"
 RECIPES = {
@@ -16,6 +16,8 @@ RECIPES = {
 RECIPES["magvit-world"] = [magvit.RECIPE, magvit.DECODER_RECIPE]
 RECIPES["show-o-world"] = [show_o.RECIPE, show_o.UNCERTAIN_RECIPE]
 RECIPES[PICTURE] = [codec.RECIPE, flow.RECIPE]
+RECIPES[LANGUAGE] = [language.RECIPE]
+RECIPES[SCENES] = [clip_scene.RECIPE]
 SHIPPED = (*NAMES, *(name for name in FLOW if (WEIGHTS / name).exists()))
 LIMIT_BYTES, FLOW_LIMIT_BYTES = 32 * 2**20, 16 * 2**20
 
@@ -30,7 +32,7 @@ def test_every_model_was_trained_by_its_present_recipe() -> None:
 def test_weights_are_small_and_without_pickle() -> None:
     for names, limit in ((NAMES, LIMIT_BYTES), (FLOW, FLOW_LIMIT_BYTES)):
         files = [file for name in names for file in (WEIGHTS / name).rglob("*") if file.is_file()]
-        assert {file.suffix for file in files} <= {".json", ".safetensors"}
+        assert {file.suffix for file in files} <= {".json", ".safetensors", ".jinja"}
         assert sum(file.stat().st_size for file in files) <= limit
 
 

@@ -66,7 +66,7 @@ def test_the_longest_prompt_is_what_the_service_accepts(tmp_path: Path) -> None:
 def test_geneval_metadata_is_kept(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", [TWO | {"note": "ignored"}, {"prompt": "a cat", "tag": "mine"}])
     metadata = GenEvalMetadata("counting", (GenEvalClause("dog", 2),))
-    assert read_prompts(path, "prompt") == (Prompt("two dogs", "counting", geneval=metadata), Prompt("a cat", "prompt"))
+    assert read_prompts(path, "prompt") == (Prompt("two dogs", "counting", geneval=metadata), Prompt("a cat", "mine"))
 
 
 def test_repeated_prompts_are_kept_once(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_sync_r1_is_rewarded_by_its_ensemble(settings_from: Make) -> None:
         (
             "",
             "terms = [{ scorer = 'a', of = 'reply' }]",
-            "trainer.rewards.terms.0.of: Input should be 'image' or 'answ",
+            "trainer.rewards.terms.0.of: Input should be 'image', 'an",
         ),
         ("", "scorers = { a = nan }", "trainer.rewards.scorers.a: Input should be a finite number (given: nan)"),
         (

@@ -1,0 +1,188 @@
+"""language-world: a tiny Qwen2.5-VL that describes images, answers questions, refines prompts and judges images.
+
+A refined prompt says where everything is, in words that picture-world was trained on; so does the feedback to a wrong
+image. Both are in UniRL-Zero's format of replies, so that reinforcement learning starts from it (its appendix A.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import AddedToken, processors
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from embedded.makers.dataset import Sizes
+from embedded.makers.drawings import all_texts, drawings
+from embedded.makers.loop import Recipe
+from embedded.makers.texts import tokenizer
+from trainer.rewards.intrinsic import QUESTION
+
+RECIPE = Recipe(seed=23, steps=4000, batch=32, lr=2e-3)
+MAX_TEXT = 256  # tokens, with those of an image
+REFINE: Final = 'Say where everything is in "{prompt}".'
+JUDGE: Final = (
+    'Does this image show the prompt "{prompt}"? Begin with <answer>Yes</answer> or <answer>No</answer>. Then say what '
+    "has to change, if anything."
+)
+YES, NO, REFINED = "<answer>yes</answer>", "<answer>no</answer> {words}", "<answer>{words}</answer>"
+WRONG: Final = 0.5  # share of judged images that show another prompt
+TAGS = ("<answer>", "</answer>")
+END, PAD = "<|im_end|>", "<|endoftext|>"
+SPECIAL = (PAD, "<|im_start|>", END, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }} {% for part in message['content'] %}\
+{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}\
+{% endfor %}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"""
+WIDTH, LAYERS, PATCH = 160, 6, 8
+Talk = tuple[int | None, str, str]  # an image's row, a question about it, and its answer
+
+
+class LanguageMaker:
+    """Train the next-token loss of answers, each the mean over its tokens."""
+
+    def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes) -> None:
+        self.recipe = recipe
+        self.data = drawings(folder, sizes)
+        self.texts: list[dict[str, Any]] = self.data["texts"]
+        self.processor = new_processor()
+        self.model = Qwen2_5_VLForConditionalGeneration(_config(self.processor.tokenizer))
+        self.module: nn.Module = self.model
+        self.tasks: tuple[Callable[[np.random.Generator], Talk], ...] = (
+            self.describe,
+            self.ask,
+            self.refine,
+            self.judge,
+        )
+
+    def loss(self, rng: np.random.Generator) -> Tensor:
+        talks = [self.tasks[i % len(self.tasks)](rng) for i in range(self.recipe.batch)]
+        return self.loss_of(talks)
+
+    def loss_of(self, talks: list[Talk]) -> Tensor:
+        """Return the mean loss of the answers."""
+        answers = [self.processor.tokenizer(f"{answer}{END}").input_ids for _, _, answer in talks]
+        images = [Image.fromarray(self.data["image"][row]) for row, _, _ in talks if row is not None]
+        inputs = self.processor(
+            text=[self._asked(row is not None, question) + answer + END for row, question, answer in talks],
+            images=images or None,
+            padding=True,
+            return_tensors="pt",
+        )
+        logits = self.model(**inputs, use_cache=False).logits
+        found = []
+        for row, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"], strict=True)):
+            end, count = int(mask.sum()), len(answers[row])
+            found.append(functional.cross_entropy(logits[row, end - count - 1 : end - 1], ids[end - count : end]))
+        return torch.stack(found).mean()
+
+    def _asked(self, with_image: bool, question: str) -> str:
+        image = [{"type": "image"}] if with_image else []
+        message = {"role": "user", "content": [*image, {"type": "text", "text": question}]}
+        return str(self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
+
+    def describe(self, rng: np.random.Generator) -> Talk:
+        """Ask for the prompt of an image, as the intrinsic reward does."""
+        row = self._row(rng)
+        return row, QUESTION, self.texts[row]["prompt"]
+
+    def ask(self, rng: np.random.Generator) -> Talk:
+        """Ask a question about an image."""
+        row = self._row(rng)
+        asked = self.texts[row]["asked"]
+        question, answer = asked[rng.integers(len(asked))]
+        return row, question, answer
+
+    def refine(self, rng: np.random.Generator) -> Talk:
+        """Ask where the things of a prompt are; no image is shown."""
+        record = self.texts[self._row(rng)]
+        return None, REFINE.format(prompt=record["prompt"]), REFINED.format(words=record["words"])
+
+    def judge(self, rng: np.random.Generator) -> Talk:
+        """Ask whether an image shows a prompt; the feedback to another image is where everything has to be."""
+        row, other = self._row(rng), self._row(rng)
+        shown, record = self.texts[row], self.texts[other]
+        if rng.random() >= WRONG or shown["prompt"] == record["prompt"]:
+            return row, JUDGE.format(prompt=shown["prompt"]), YES
+        return row, JUDGE.format(prompt=record["prompt"]), NO.format(words=record["words"])
+
+    def _row(self, rng: np.random.Generator) -> int:
+        return int(rng.integers(len(self.texts)))
+
+    def save(self, directory: Path) -> None:
+        """Write the model in bfloat16, its processor and its generation settings."""
+        self.model.bfloat16().save_pretrained(directory)
+        GenerationConfig(eos_token_id=self.processor.tokenizer.eos_token_id).save_pretrained(directory)
+        self.processor.save_pretrained(directory)
+
+
+def new_processor() -> Qwen2_5_VLProcessor:
+    """Return a processor of 64 px images, which are 16 tokens, and of every word of a question or an answer."""
+    words = _tokenizer()
+    sizes: dict[str, Any] = {
+        "patch_size": PATCH,
+        "merge_size": 2,
+        "size": {"shortest_edge": 4096, "longest_edge": 4096},
+    }
+    images, videos = Qwen2VLImageProcessor(**sizes), Qwen2VLVideoProcessor(**sizes)
+    return Qwen2_5_VLProcessor(images, words, videos, chat_template=TEMPLATE)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    questions = [text.format(prompt="a photo") for text in (QUESTION, REFINE, JUDGE, YES, NO.format(words=""))]
+    words = tokenizer([*all_texts(), *questions, "user assistant"], MAX_TEXT)
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    words.add_special_tokens({"additional_special_tokens": list(SPECIAL), "eos_token": END, "pad_token": PAD})
+    words.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])  # they are part of an answer
+    words.clean_up_tokenization_spaces = True
+    words.padding_side = "right"
+    return words
+
+
+def _config(words: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+    ids = {f"{name}_id": words.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(words),
+            "hidden_size": WIDTH,
+            "intermediate_size": 3 * WIDTH,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+            "max_position_embeddings": MAX_TEXT,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [4, 6, 6]},
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": words.eos_token_id,
+            "pad_token_id": words.pad_token_id,
+        },
+        vision_config={
+            "depth": 3,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_heads": 3,
+            "patch_size": PATCH,
+            "spatial_merge_size": 2,
+            "out_hidden_size": WIDTH,
+            "window_size": 64,
+            "fullatt_block_indexes": [2],
+        },
+        tie_word_embeddings=True,
+        image_token_id=words.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=words.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=ids["vision_start_id"],
+        vision_end_token_id=ids["vision_end_id"],
+    )

@@ -1,0 +1,99 @@
+"""The models beside the flow policy: what their makers train is what the scorers and the trainer compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from embedded.makers import clip_scene, language
+from embedded.makers.__main__ import LANGUAGE, SCENES
+from embedded.makers.dataset import QUICK, normalised
+from services.models import transformers_clip
+from services.scorers.shared.replies import answer_of
+from trainer.policy.base import TextSegment
+from trainer.policy.flow import language as policy_language
+from trainer.types import Query
+
+
+def restored(maker: Any, toys: Path, name: str) -> Any:
+    """Return the maker with the weights that it wrote."""
+    state = torch.load(toys.parent / f"build/{name}.ckpt", weights_only=True)["module"]
+    maker.module.load_state_dict({key: value.bfloat16().float() for key, value in state.items()})
+    maker.module.eval()
+    return maker
+
+
+@torch.no_grad()
+def test_scene_clip_has_the_scorers_features(toys: Path) -> None:
+    maker = restored(clip_scene.ClipSceneMaker(clip_scene.RECIPE, toys.parent / "build", QUICK), toys, SCENES)
+    served = transformers_clip.load(str(toys / SCENES), "cpu")
+    images, texts = maker.data["image"][:3], ["a photo of two dogs", "a red cat at the top left"]
+    seen = maker.model.get_image_features(torch.from_numpy(normalised(images))).pooler_output
+    read = maker.tokenizer(texts, padding=True, return_tensors="pt")
+    said = maker.model.get_text_features(read.input_ids, read.attention_mask).pooler_output
+    for rows, wanted in ((served.image_features(images), seen), (served.text_features(texts), said)):
+        np.testing.assert_allclose(rows, torch.nn.functional.normalize(wanted, dim=-1).numpy(), atol=1e-4)
+    assert served.scale == pytest.approx(float(maker.model.logit_scale.exp()), rel=0.01)
+
+
+def test_equal_captions_fit_each_other() -> None:
+    assert clip_scene.equal(["a", "b", "a"]).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+
+
+@pytest.fixture(scope="module")
+def maker(toys: Path) -> language.LanguageMaker:
+    made: language.LanguageMaker = restored(
+        language.LanguageMaker(language.RECIPE, toys.parent / "build", QUICK), toys, LANGUAGE
+    )
+    return made
+
+
+@torch.no_grad()
+def test_loss_is_the_policys_log_probability(toys: Path, maker: language.LanguageMaker) -> None:
+    """The trainer gives tokens of images no probability, which changes the loss by less than .01."""
+    model, words = policy_language.load(toys / LANGUAGE, 24)
+    for row, question, answer in ((0, "is there a dog?", "no."), (None, "a photo of a cat", "<answer>a cat</answer>")):
+        ids = torch.tensor(maker.processor.tokenizer(answer + language.END).input_ids)
+        image = None if row is None else maker.data["image"][row]
+        segment = TextSegment(Query(question, image), ids, torch.zeros(len(ids)), "")
+        new, _, _ = words.logprobs(model, [segment])
+        assert -float(new.mean()) == pytest.approx(float(maker.loss_of([(row, question, answer)])), abs=0.01)
+
+
+def test_batched_answers_do_not_see_each_other(maker: language.LanguageMaker) -> None:
+    """The loss of rows of different lengths, with and without images, is the mean of each alone."""
+    talks: list[language.Talk] = [
+        (3, "is there a dog?", "no."),
+        (None, "a photo of a cat", "<answer>a cat at the left</answer>"),
+        (5, "what color is the cup?", "the cup is red."),
+    ]
+    with torch.no_grad():
+        alone = [float(maker.loss_of([talk])) for talk in talks]
+        assert float(maker.loss_of(talks)) == pytest.approx(sum(alone) / 3, abs=1e-4)
+
+
+def test_refined_prompts_are_in_the_format_of_replies(maker: language.LanguageMaker) -> None:
+    words = maker.processor.tokenizer
+    for seed in range(8):
+        row, question, answer = maker.refine(np.random.default_rng(seed))
+        ids = words(answer).input_ids
+        assert row is None
+        assert words.unk_token_id not in (*ids, *words(question).input_ids)
+        said = words.decode(ids, skip_special_tokens=True)
+        assert answer_of(said) is not None, said
+        assert answer == f"<answer>{answer_of(said)}</answer>"
+
+
+def test_judged_images_are_right_half_of_the_time(maker: language.LanguageMaker) -> None:
+    rng = np.random.default_rng(0)
+    talks = [maker.judge(rng) for _ in range(200)]
+    for row, question, answer in talks:
+        assert row is not None
+        shown = maker.texts[row]["prompt"]
+        assert (f'"{shown}"' in question) is answer.startswith("<answer>yes")
+        assert answer.endswith("</answer>") or answer.split("</answer> ")[1] in {one["words"] for one in maker.texts}
+    assert sum(answer.startswith(language.YES) for _, _, answer in talks) == pytest.approx(100, abs=25)
