@@ -98,7 +98,7 @@ weights = {{ number = 0.5, bright = 0.25, face = 0.25 }}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell `--dist loadgroup` which tests run in one process: those of a file, and all that use the service below."""
+    """Mark for `--dist loadgroup` what runs in one process: the tests of a file, and all that use the service below."""
     sharing = {item.path for item in items if _uses_the_service(item)}
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
