@@ -30,6 +30,7 @@ from trainer.policy.flow import language as policy_language
 from trainer.policy.flow.policy import FlowPolicy
 from trainer.run import make_policy
 from trainer.settings import load as load_trainer
+from trainer.settings.data import REFLECT
 from trainer.types import Query
 
 SEED: Final = 910
@@ -175,7 +176,7 @@ def answers(directory: Path, count: int) -> list[Metric]:
         refined = answered(model, words, Query(language.REFINE.format(prompt=a.text)), rng)
         kinds["refined in the format"].append(answer_of(refined) is not None)
         shown = bool(rng.random() < 0.5)
-        judging = language.REFLECT.format(prompt=(a if shown else b).text)
+        judging = REFLECT.format(prompt=(a if shown else b).text)
         verdict = answer_of(answered(model, words, Query(judging, rendered.image), rng))
         kinds["judged"].append(verdict == ("yes" if shown else "no"))
     return [Metric(f"language: {name}", float(np.mean(hits)), len(hits), None) for name, hits in kinds.items()]
