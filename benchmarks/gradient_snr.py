@@ -4,8 +4,17 @@
     SYNOD__TRAINER__LOSS__CREDIT=total python -m benchmarks.gradient_snr ...      # any setting, to compare
 
 Draws groups of the training's prompts from the policy that the settings name, has them rewarded by the running service,
-and computes the loss's gradient of each group; nothing is trained. Previews are not screened. Memory: two gradients of
-every group, in float32 (0.8 GB for 32 groups of the embedded policy).
+and computes the loss's gradient of each group; nothing is trained. No preview is screened: groups are plain, of
+`group_size` rollouts, unless [trainer.screen] names `select` "extremes" or "auto", whose gradients are those of the
+rollouts furthest from the mean of all finished ones.
+
+Prints JSON: for each modality and family of parameters (and "all") |E g|^2 of one group's gradient g, tr Cov(g), their
+ratio, and the cosine between halves of the groups, each with a jackknife error. A ratio r of one group means that N
+groups have N r; at r = .003, 32 groups agree with a cosine of about .05. Fewer than four groups have no error.
+
+Time: .44 s a rollout on two idle cores at 64 px (benchmarks/results/train_step_baseline.json), so 32 groups take
+2 to 3 minutes; --minutes ends earlier. Memory: two gradients of every group, in float32 (0.8 GB for 32 groups of the
+embedded policy).
 """
 
 from __future__ import annotations
@@ -27,7 +36,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.machine import command, machine
-from trainer.algorithms.advantage import Slope
 from trainer.algorithms.gradient_noise import gradient_noise
 from trainer.clock import Clock
 from trainer.credit import modality_advantages, rewarded
@@ -36,6 +44,7 @@ from trainer.distributed import ONE_RANK
 from trainer.passes import accumulate, passes_of
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
+from trainer.rewards.intrinsic import with_intrinsic
 from trainer.rewards.service import RewardService
 from trainer.rollout import ScoredGroup, draw_groups
 from trainer.run import make_policy
@@ -56,9 +65,13 @@ Gradients = Mapping[str, Tensor]  # of one group and modality: flat, by family
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gradient_snr", description=__doc__)
-    parser.add_argument("config", type=Path, nargs="?", default=ROOT / "deploy/configs/embedded.toml")
-    parser.add_argument("--groups", type=int, default=32, help="groups to draw")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gradient_snr",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, nargs="?", default=ROOT / "deploy/configs/embedded.toml", help="settings")
+    parser.add_argument("--groups", type=int, default=32, help="groups to draw, four or more (32)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop drawing groups after this time")
     parser.add_argument("--url", help="the service (default: the settings')")
     parser.add_argument("--out", type=Path, help="write the result here, too")
@@ -69,9 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = load(options.config, environ)
     policy = make_policy(settings)
     with closing(RewardService(settings.rewards, log=tqdm.write)) as service:
-        service.wait_ready()
-        service.check_served(wanted_rewards(settings))
-        found = measure(policy, service, settings, options.groups, options.minutes)
+        if wanted := wanted_rewards(settings):
+            service.wait_ready()
+            service.check_served(wanted)
+        rewards = with_intrinsic(service, policy, settings, Clock())
+        found = measure(policy, rewards, settings, options.groups, options.minutes)
     result = {"command": command(), "machine": machine(), "settings": _shown(settings), **found}
     print(json.dumps(result, indent=1))
     if options.out:
@@ -126,8 +141,7 @@ def _gradients(
     policy: Policy, group: ScoredGroup, settings: TrainerSettings, step: int
 ) -> dict[Modality, dict[str, Tensor]]:
     """Return the gradient of each modality that the group has."""
-    slopes = dict.fromkeys(MODALITIES, Slope())
-    credits = modality_advantages([group], slopes, settings.loss, settings.screen)
+    credits = modality_advantages([group], {}, settings.loss, settings.screen)
     usable = {modality: {0: one} for modality, (one,) in credits.items()}
     passes = passes_of(policy, [group], [0], usable, settings, step)
     found = {}

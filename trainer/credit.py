@@ -18,15 +18,29 @@ from trainer.algorithms.aggregate import GroupRewards, without_fixed
 from trainer.algorithms.screen import extremes
 from trainer.rollout import ScoredGroup
 from trainer.settings import LossSettings, ScreenSettings
-from trainer.types import MODALITIES, Modality, Reward, RewardSpec
+from trainer.types import MODALITIES, Modality, Pathway, Reward, RewardSpec
 
-Slopes = Mapping[Modality, Slope]
-"""The running slope on the surrogate score of the whole reward ("text"), and of its part that images answer for."""
+SlopeKey = tuple[Modality, Pathway, int]
+Slopes = Mapping[SlopeKey, Slope]
+"""The running slopes on the surrogate score of the whole reward ("text"), and of its part that images answer for.
+
+Each pathway and each denoising step of a screen has its own: their scores foretell different shares of the reward.
+"""
 
 
-def update_reward_slopes(slopes: Slopes, groups: Sequence[ScoredGroup]) -> dict[Modality, Slope]:
+def update_reward_slopes(slopes: Slopes, groups: Sequence[ScoredGroup]) -> dict[SlopeKey, Slope]:
     """Return the slopes of reward on surrogate score, updated with these groups."""
-    return {modality: _update_slope(slopes[modality], groups, modality) for modality in MODALITIES}
+    found = dict(slopes)
+    for group in groups:
+        for modality in MODALITIES:
+            rewards, _ = _credited(group, modality)
+            slope = found.get(key := _slope_key(group, modality), Slope())
+            found[key] = slope.update(_kept_scores(group), [reward.value for reward in rewards])
+    return found
+
+
+def _slope_key(group: ScoredGroup, modality: Modality) -> SlopeKey:
+    return modality, group.previews.task.pathway, group.previews.step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,10 +63,10 @@ def modality_advantages(
     count = screen.group_size if screen.select in ("extremes", "auto") else None
     if screen.select == "auto":
         settings = settings.model_copy(update={"baseline": "population"})
-    text = _credits(groups, _advantages(groups, slopes["text"], settings, "text"), count)
+    text = _credits(groups, _advantages(groups, slopes, settings, "text"), count)
     if settings.credit == "total":
         return {"text": text, "image": text}
-    return {"text": text, "image": _credits(groups, _advantages(groups, slopes["image"], settings, "image"), count)}
+    return {"text": text, "image": _credits(groups, _advantages(groups, slopes, settings, "image"), count)}
 
 
 def _credits(groups: Sequence[ScoredGroup], advantages: Sequence[Tensor], count: int | None) -> list[Credit]:
@@ -71,14 +85,16 @@ def rewarded(group: ScoredGroup) -> list[int]:
 
 
 def _advantages(
-    groups: Sequence[ScoredGroup], slope: Slope, settings: LossSettings, modality: Modality
+    groups: Sequence[ScoredGroup], slopes: Slopes, settings: LossSettings, modality: Modality
 ) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     by_aggregation = {group.previews.task.reward.aggregation for group in groups}
     for aggregation in sorted(by_aggregation):
         places = [i for i, group in enumerate(groups) if group.previews.task.reward.aggregation == aggregation]
         rewards = [GroupRewards.of(*_credited(groups[i], modality)) for i in places]
-        shifts = [_baseline_shift(groups[i], slope, settings) for i in places]
+        shifts = [
+            _baseline_shift(groups[i], slopes.get(_slope_key(groups[i], modality), Slope()), settings) for i in places
+        ]
         advantages = step_advantages(
             rewards,
             aggregation=aggregation,
@@ -101,13 +117,6 @@ def _baseline_shift(group: ScoredGroup, slope: Slope, settings: LossSettings) ->
         return 0.0
     kept = _kept_scores(group)
     return population_baseline(slope, [kept[place] for place in rewarded(group)], group.previews.scores)
-
-
-def _update_slope(slope: Slope, groups: Sequence[ScoredGroup], modality: Modality) -> Slope:
-    for group in groups:
-        rewards, _ = _credited(group, modality)
-        slope = slope.update(_kept_scores(group), [reward.value for reward in rewards])
-    return slope
 
 
 def _kept_scores(group: ScoredGroup) -> list[float | None]:

@@ -105,8 +105,8 @@ def _auto_lines(settings: TrainerSettings) -> Sequence[str]:
     if screen.select != "auto":
         return []
     return [
-        f'as if all groups were drawn as this one; select "auto" finishes {screen.images} images in {screen.audit:.0%} '
-        "of them, and screens the others where that pays, or not at all"
+        f'as if all groups were drawn as this one; select "auto" finishes {screen.images} images in the first '
+        f"groups and in {screen.audit:.0%} of the others, and screens the rest where that pays, or not at all"
     ]
 
 

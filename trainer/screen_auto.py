@@ -16,6 +16,7 @@ from trainer.settings import TrainerSettings
 from trainer.types import Pathway
 
 AutoScreens = Mapping[Pathway, AutoScreen]
+Gains = Mapping[Pathway, Mapping[int | None, Estimate]]  # of the screen at each step, and of none
 
 
 def first_screen(pathway: Pathway) -> AutoScreen:
@@ -25,23 +26,29 @@ def first_screen(pathway: Pathway) -> AutoScreen:
 
 def update_screens(
     screens: AutoScreens, groups: Sequence[ScoredGroup], costs: Costs, settings: TrainerSettings
-) -> dict[Pathway, AutoScreen]:
-    """Return the screens with the groups of a step added, and moved to where they pay by these costs."""
+) -> tuple[dict[Pathway, AutoScreen], Gains]:
+    """Return (the screens with the groups of a step added, moved to where they pay by these costs; all gains)."""
     found, size, last = dict(screens), settings.screen.group_size, settings.policy.image_steps
     for group in groups:
         pathway, foretold = group.previews.task.pathway, group.previews.foretold
         screen = found.setdefault(pathway, first_screen(pathway))
         if foretold is not None:
             found[pathway] = screen.add(foretold, [reward.value for reward in group.rewards], size, last)
-    return {pathway: one.decided(costs, size, has_answers=pathway != "none") for pathway, one in found.items()}
+    gains = screen_gains(found, costs, settings)
+    return {pathway: one.moved(gains[pathway]) for pathway, one in found.items()}, gains
 
 
-def auto_record(screens: AutoScreens, costs: Costs, settings: TrainerSettings) -> dict[str, Any]:
+def screen_gains(screens: AutoScreens, costs: Costs, settings: TrainerSettings) -> Gains:
+    """Return the gains of every pathway by these costs."""
+    size = settings.screen.group_size
+    return {pathway: one.gains(costs, size, has_answers=pathway != "none") for pathway, one in screens.items()}
+
+
+def auto_record(screens: AutoScreens, gains: Gains) -> dict[str, Any]:
     """Return the figures for a line of metrics.jsonl.
 
     Gains are in `signal_per_second`, because they follow from measured times; so do the screens' steps.
     """
-    gains = {pathway: _gains(screens, pathway, costs, settings) for pathway in screens}
     return {
         "screens": {pathway: screen.step for pathway, screen in screens.items()},
         "foresight": {pathway: _figures(screen) for pathway, screen in screens.items()},
@@ -52,18 +59,13 @@ def auto_record(screens: AutoScreens, costs: Costs, settings: TrainerSettings) -
     }
 
 
-def _gains(
-    screens: AutoScreens, pathway: Pathway, costs: Costs, settings: TrainerSettings
-) -> dict[int | None, Estimate]:
-    return screens[pathway].gains(costs, settings.screen.group_size, has_answers=pathway != "none")
-
-
 def _figures(screen: AutoScreen) -> dict[str, dict[str, float | None]]:
     return {
         str(step): {
             "measured": screen.measured,
             "pearson": one.correlation.value,
             "pearson_error": one.correlation.error,
+            "false_rejections": one.false_rejections,
             "signal": one.signal.value if screen.has_evidence else None,
             "signal_error": one.signal.error if screen.has_evidence else None,
         }
@@ -71,25 +73,25 @@ def _figures(screen: AutoScreen) -> dict[str, dict[str, float | None]]:
     }
 
 
-def moves(before: AutoScreens, after: AutoScreens, costs: Costs, settings: TrainerSettings) -> Iterator[str]:
+def moves(before: AutoScreens, after: AutoScreens, gains: Gains, settings: TrainerSettings) -> Iterator[str]:
     """Yield a line about each pathway whose screen has moved."""
     for pathway, screen in after.items():
         if before.get(pathway, first_screen(pathway)).step != screen.step:
-            yield f"the screen moves: {_line(after, pathway, costs, settings)}"
+            yield f"the screen moves: {_line(after, pathway, gains, settings)}"
 
 
 def auto_line(screens: AutoScreens, costs: Costs, settings: TrainerSettings) -> str | None:
     """Return one line about where a run's screens are; None before the first step."""
-    lines = [_line(screens, pathway, costs, settings) for pathway in screens]
+    gains = screen_gains(screens, costs, settings)
+    lines = [_line(screens, pathway, gains, settings) for pathway in screens]
     return f"screens: {'; '.join(lines)}" if lines else None
 
 
-def _line(screens: AutoScreens, pathway: Pathway, costs: Costs, settings: TrainerSettings) -> str:
+def _line(screens: AutoScreens, pathway: Pathway, gains: Gains, settings: TrainerSettings) -> str:
     screen, last = screens[pathway], settings.policy.image_steps
-    gains = _gains(screens, pathway, costs, settings)
     found = [
         f"{screen_name(step, last)} {gain.value:.2f}" + (f" ± {gain.error:.2f}" if gain.error else "")
-        for step, gain in sorted(gains.items(), key=lambda item: -item[1].value)
+        for step, gain in sorted(gains[pathway].items(), key=lambda item: -item[1].value)
         if step is not None
     ]
     verdict = f'pathway "{pathway}" screens {"nothing" if screen.step is None else screen_name(screen.step, last)}'

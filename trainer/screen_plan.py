@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.algorithms.auto import DRAWN
+from trainer.algorithms.auto import DRAWN, AutoScreen
 from trainer.settings import TrainerSettings
 from trainer.types import Task
 
@@ -44,24 +44,28 @@ Plan = Callable[[Task, TrainerSettings, Sequence[int]], ScreenPlan]  # of a task
 
 
 def fixed_plan(task: Task, settings: TrainerSettings, threshold: float | None) -> ScreenPlan:
-    """Return the plan of any `screen.select` but "auto". A screen by "known" terms needs an answer to screen by."""
+    """Return the plan of any `screen.select` but "auto". A screen by "known" terms needs an answer to screen by.
+
+    Without a screen nothing is scored on the way, so images are drawn at once.
+    """
     limits, step = settings.screen, settings.screening_step if task.draws else 0
     nothing_known = step == 0 and task.query is None
     threshold = None if nothing_known else threshold
     rate = 1.0 if threshold is None else limits.target_pass_rate
     if not limits.is_on or nothing_known:
-        return ScreenPlan(limits.images, limits.images, step, threshold=threshold, pass_rate=rate)
+        return ScreenPlan(limits.images, limits.images)
     both_tails, audit = limits.select == "best_and_worst", limits.audit
     return ScreenPlan(limits.max_previews, limits.images, step, True, threshold, both_tails, rate, audit)
 
 
-def auto_plan(task: Task, settings: TrainerSettings, step: int | None, key: Sequence[int]) -> ScreenPlan:
-    """Return the plan of a task whose pathway is screened at a step; None: it is not screened.
+def auto_plan(task: Task, settings: TrainerSettings, screen: AutoScreen, key: Sequence[int]) -> ScreenPlan:
+    """Return the plan of a task whose pathway has this screen.
 
-    A random share of the groups, by numbers of the key, measures all screens: every rollout is finished.
+    A pathway's first groups measure all screens, until there is evidence; later a random share of the groups does, by
+    numbers of the key. Every rollout of these is finished.
     """
-    size, last = settings.screen.group_size, settings.policy.image_steps
-    if np.random.default_rng([*key, MEASURE]).random() < settings.screen.audit:
+    size, last, step = settings.screen.group_size, settings.policy.image_steps, screen.step
+    if not screen.has_evidence or np.random.default_rng([*key, MEASURE]).random() < settings.screen.audit:
         steps = settings.predicted_steps if task.query is None else (0, *settings.predicted_steps)
         return ScreenPlan(DRAWN * size, DRAWN * size, measured=steps)
     if step is None:

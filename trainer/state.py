@@ -20,7 +20,7 @@ from trainer.algorithms.auto import AutoScreen
 from trainer.algorithms.costs import Costs
 from trainer.algorithms.threshold import ThresholdController, ThresholdState
 from trainer.checkpoint import CheckpointMismatch
-from trainer.credit import update_reward_slopes
+from trainer.credit import SlopeKey, update_reward_slopes
 from trainer.distributed import ONE_RANK, WHOLE, Ranks, Sharding, part, shard, whole
 from trainer.ema import Ema
 from trainer.optim import make_optimizer
@@ -30,7 +30,7 @@ from trainer.screen_audit import audit_record, restored, restored_costs, update_
 from trainer.screen_auto import auto_record, first_screen, moves, restored_screen, update_screens
 from trainer.screen_plan import ScreenPlan, auto_plan, fixed_plan
 from trainer.settings import TrainerSettings
-from trainer.types import MODALITIES, Modality, Pathway, Task
+from trainer.types import Pathway, Task
 
 DIGEST_NUMBERS = 64  # of each frozen parameter
 
@@ -53,7 +53,8 @@ class TrainState:
     sharding       how the policy is split over ranks
     ema            the average of the trained weights; None: not kept
     thresholds     the threshold controller's state for each `Task.key`
-    reward_slopes  the running regression slopes of reward on surrogate score, for the population baseline
+    reward_slopes  the running regression slopes of reward on surrogate score, for the population baseline, by
+                   modality, pathway and step
     audits         sums over the groups of a run whose screen is audited, by pathway
     screens        the screen of each pathway, if `screen.select` is "auto"
     costs          what drawing and training cost, if one of these is measured
@@ -68,7 +69,7 @@ class TrainState:
     ema: Ema | None = None
     step: int = 0
     thresholds: dict[str, ThresholdState] = field(default_factory=dict)
-    reward_slopes: dict[Modality, Slope] = field(default_factory=lambda: dict.fromkeys(MODALITIES, Slope()))
+    reward_slopes: dict[SlopeKey, Slope] = field(default_factory=dict)
     audits: dict[Pathway, Audit] = field(default_factory=dict)
     screens: dict[Pathway, AutoScreen] = field(default_factory=dict)
     costs: Costs = field(default_factory=Costs)
@@ -99,7 +100,7 @@ class TrainState:
     def plan(self, task: Task, settings: TrainerSettings, key: Sequence[int]) -> ScreenPlan:
         """Return how the rollouts of a task are drawn and chosen; `key` has the first numbers of their seeds."""
         if settings.screen.select == "auto":
-            return auto_plan(task, settings, self.screens.get(task.pathway, first_screen(task.pathway)).step, key)
+            return auto_plan(task, settings, self.screens.get(task.pathway) or first_screen(task.pathway), key)
         return fixed_plan(task, settings, self.threshold(task))
 
     def advance(self, groups: Sequence[ScoredGroup]) -> None:
@@ -126,10 +127,11 @@ class TrainState:
         if settings.screen.audit:
             self.costs = update_costs(self.costs, groups, replaced, seconds, settings)
         if settings.screen.select == "auto":
-            before, self.screens = self.screens, update_screens(self.screens, groups, self.costs, settings)
-            for line in moves(before, self.screens, self.costs, settings):
+            before = self.screens
+            self.screens, gains = update_screens(before, groups, self.costs, settings)
+            for line in moves(before, self.screens, gains, settings):
                 log(line)
-            return auto_record(self.screens, self.costs, settings)
+            return auto_record(self.screens, gains)
         if settings.screen.audit:
             self.audits = update_audits(self.audits, groups, settings)
         return audit_record(self.audits, self.costs)
@@ -155,7 +157,7 @@ class TrainState:
             "frozen": self.frozen,
             "optimizer": self.optimizer.state_dict(),
             "thresholds": {key: asdict(threshold) for key, threshold in self.thresholds.items()},
-            "slopes": {modality: asdict(slope) for modality, slope in self.reward_slopes.items()},
+            "slopes": [[*key, asdict(slope)] for key, slope in self.reward_slopes.items()],
             **({} if self.ema is None else {"ema": self.ema.to_save()}),
             **self._saved_audit(),
         }
@@ -222,7 +224,9 @@ class TrainState:
         self.optimizer.load_state_dict(self._own_parts(saved["optimizer"]))
         self.thresholds = {key: ThresholdState(**fields) for key, fields in saved["thresholds"].items()}
         self.step = step
-        self.reward_slopes = {modality: Slope(**saved["slopes"][modality]) for modality in MODALITIES}
+        self.reward_slopes = {
+            (modality, pathway, step): Slope(**slope) for modality, pathway, step, slope in saved["slopes"]
+        }
         if "audits" in saved:
             self.audits = {pathway: restored(audit) for pathway, audit in saved["audits"].items()}
             self.screens = {pathway: restored_screen(screen) for pathway, screen in saved["screens"].items()}

@@ -61,20 +61,23 @@ def of_run(run: Path, trained: float | None = None) -> tuple[Case, Service, Disk
     if any(record.get("ranks") for record in records):
         raise SettingsError(f"{run} trained on several ranks, whose phases include waiting; give a run of one process")
     settings = json.loads((run / "settings.json").read_text())
-    screen = _screen(run, settings["screen"], records)
+    groups = sum(len(record["keys"]) for record in records)
+    screen = _screen(run, settings["screen"], records, groups)
     policy = _policy(run) if trained is None else Policy(trained, trained)
     policy = replace(policy, passes=_passes(settings))
     if settings["policy"].get("lora") or settings["policy"].get("train") == "norms":
         policy = replace(policy, parameters=math.nan)  # its checkpoints do not have the frozen weights
-    work = work_of(records, sum(len(record["keys"]) for record in records))
+    work = work_of(records, groups, screen.whole)
     service = Service(image_bytes=_image_bytes(run))
     return Case(str(run), work, policy, screen), service, Disk(checkpoint_every=settings["checkpoint_every"])
 
 
-def _screen(run: Path, settings: dict[str, Any], records: Sequence[dict[str, Any]]) -> Screen:
-    """Return the screen of a run, by the pass rate of the steps that had a threshold."""
-    if (rule := settings.get("select", "first_above")) != "first_above":
-        raise SettingsError(f"{run} has [trainer.screen] select = '{rule}'; only 'first_above' is modelled")
+def _screen(run: Path, settings: dict[str, Any], records: Sequence[dict[str, Any]], groups: int) -> Screen:
+    """Return the screen of a run: by the pass rate of the steps that had a threshold, or by what "auto" drew."""
+    if (rule := settings.get("select", "first_above")) == "auto":
+        return _auto_screen(settings, records, groups)
+    if rule != "first_above":
+        raise SettingsError(f"{run} has [trainer.screen] select = '{rule}'; only 'auto' and 'first_above' are modelled")
     rate = None
     if settings["threshold"] != "none":
         rates = [one["pass_rate"] for one in records if None not in (one["pass_rate"], one["threshold"])]
@@ -85,6 +88,19 @@ def _screen(run: Path, settings: dict[str, Any], records: Sequence[dict[str, Any
             )
         rate = statistics.fmean(rates)
     return Screen(settings["group_size"], settings["preview_batch_size"], settings["max_previews"], rate)
+
+
+def _auto_screen(settings: dict[str, Any], records: Sequence[dict[str, Any]], groups: int) -> Screen:
+    """Return the shares of the groups of "auto", which follow from how many images were drawn and finished.
+
+    A plain group draws G and finishes G images, a screened one 2G and G, a measured one or one that is screened at the
+    last step 2G and 2G.
+    """
+    size = settings["group_size"]
+    drawn, finished = (sum(record[name] for record in records) / (size * groups) for name in ("previews", "kept"))
+    whole = min(1.0, max(0.0, finished - 1))
+    screened = min(1 - whole, max(0.0, drawn - finished))
+    return Screen(size, settings["preview_batch_size"], 2 * size, None, screened, whole)
 
 
 def _passes(settings: dict[str, Any]) -> int:
@@ -102,9 +118,10 @@ def _image_bytes(run: Path) -> int:
         return 3 * image.width * image.height
 
 
-def work_of(records: Sequence[dict[str, Any]], groups: int) -> Work:
+def work_of(records: Sequence[dict[str, Any]], groups: int, whole: float = 0.0) -> Work:
     """Return the mean work of `groups` groups that one process trained in these records of metrics.jsonl.
 
+    The share `whole` of them finished twice as many images, and took twice as long to finish them.
     Decoding is shared between previews and finished images by their numbers. What is in no phase is records.
     """
     seconds: dict[str, float] = {}
@@ -117,7 +134,7 @@ def work_of(records: Sequence[dict[str, Any]], groups: int) -> Work:
     rest = 2 * seconds["total"] - sum(seconds.values())
     return Work(
         preview_s=drawing / previews + decoded,
-        finish_s=(seconds.get("finish", 0.0) + decoded * finished) / groups,
+        finish_s=(seconds.get("finish", 0.0) + decoded * finished) / (groups * (1 + whole)),
         update_s=seconds["update"] / groups,
         record_s=max(0.0, rest) / groups,
         step_s=seconds.get("reward_wait", 0.0) / len(records),
@@ -266,8 +283,8 @@ def _changed(record: Any, options: argparse.Namespace) -> Any:
     return replace(record, **{name: value for name, value in given.items() if value is not None})
 
 
-MAY_BE_ZERO: Final = {"preview_s", "finish_s", "update_s", "record_s", "step_s", "latency_s"}
-AT_MOST_ONE: Final = {"pass_rate", "utilisation"}
+MAY_BE_ZERO: Final = {"screened", "whole", "preview_s", "finish_s", "update_s", "record_s", "step_s", "latency_s"}
+AT_MOST_ONE: Final = {"pass_rate", "utilisation", "screened", "whole"}
 
 
 def _number(name: str, kind: type[int | float]) -> Callable[[str], float]:

@@ -26,7 +26,7 @@ class Work:
     """Seconds of one rank on its own.
 
     preview_s  one preview: answer, denoising to the screening step, decoding, surrogate score
-    finish_s   the rest of a group: denoising, decoding, requesting rewards
+    finish_s   the rest of `Screen.group` images: denoising, decoding, requesting rewards
     update_s   the gradient of a group
     record_s   metrics and images of a group: each rank writes its files, rank 0 also TensorBoard's
     step_s     what happens once a step: waiting for the last rewards, the optimizer
@@ -47,13 +47,19 @@ class Work:
 class Screen:
     """How a group is drawn: `batch` previews at a time, until `group` of them pass or `cap` are drawn.
 
-    `pass_rate` is the probability that a preview passes; None: no screen, exactly `group` are drawn.
+    `pass_rate` is the probability that a preview passes; None: exactly `group` are drawn, or, in these shares of the
+    groups, twice as many (`select` "auto"):
+
+    screened  `group` of them are finished
+    whole     all of them are finished
     """
 
     group: int = 9
     batch: int = 12
     cap: int = 144
     pass_rate: float | None = 0.25
+    screened: float = 0.0
+    whole: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,9 @@ def previews_drawn(screen: Screen) -> Floats:
     n = b, 2b, .. below the cap.
     """
     if screen.pass_rate is None:
-        return np.array([0.0] * screen.group + [1.0])
+        density, twice = np.zeros(2 * screen.group + 1), screen.screened + screen.whole
+        density[screen.group], density[-1] = 1 - twice, twice
+        return density
     density = np.zeros(screen.cap + 1)
     before = 0.0
     for count in range(screen.batch, screen.cap, screen.batch):
@@ -177,24 +185,45 @@ def groups_of_ranks(groups: int, world: int) -> list[int]:
 def slowest_draw(work: Work, screen: Screen, groups: int, world: int) -> float:
     """Return the expected seconds in which the slowest rank draws its groups.
 
-    A rank with g groups takes T = preview * X + g * finish, where X is the sum of g independent numbers of previews.
-    The ranks are independent, so P(max T <= t) is the product of theirs, and E[max T] = sum of t * P(max T = t). For
-    large g it is near the mean plus preview * sd * sqrt(2 g ln W): the excess over the mean, g * (..), falls as
-    sqrt(ln W / g).
+    A rank with g groups takes T = preview * X + (g + W) * finish, where X is the sum of g independent numbers of
+    previews, and W the number of groups of which twice as many images are finished. The ranks are independent, so
+    P(max T <= t) is the product of theirs, and E[max T] = sum of t * P(max T = t). For large g it is near the mean plus
+    preview * sd * sqrt(2 g ln W'), with W' ranks: the excess over the mean, g * (..), falls as sqrt(ln W' / g).
     """
     times, below = [], []
     for count, ranks in sorted(_tally(groups_of_ranks(groups, world)).items()):
-        density = np.ones(1)
+        density = np.ones((1, 1))
         for _ in range(count):
-            density = np.convolve(density, previews_drawn(screen))
-        times.append(work.preview_s * np.arange(len(density)) + count * work.finish_s)
-        below.append((np.minimum(np.cumsum(density), 1.0), ranks))
+            density = _sum_of(density, _drawn_and_whole(screen))
+        drawn, whole = np.indices(density.shape)
+        seconds = work.preview_s * drawn + (count + whole) * work.finish_s
+        order = np.argsort(seconds, axis=None)
+        times.append(seconds.ravel()[order])
+        below.append((np.minimum(np.cumsum(density.ravel()[order]), 1.0), ranks))
     every = np.unique(np.concatenate(times))
     together = np.ones_like(every)
     for time, (cumulative, ranks) in zip(times, below, strict=True):
         places = np.searchsorted(time, every, side="right")
         together *= np.concatenate(([0.0], cumulative))[places] ** ranks
     return float(np.sum(every * np.diff(together, prepend=0.0)))
+
+
+def _drawn_and_whole(screen: Screen) -> Floats:
+    """Return the distribution of a group's previews and of whether all of them are finished, 0 or 1."""
+    if not screen.whole:
+        return previews_drawn(screen)[:, None]
+    density = np.zeros((2 * screen.group + 1, 2))
+    density[screen.group, 0], density[-1] = 1 - screen.screened - screen.whole, (screen.screened, screen.whole)
+    return density
+
+
+def _sum_of(a: Floats, b: Floats) -> Floats:
+    """Return the distribution of the sum of two independent pairs of numbers."""
+    found = np.zeros((a.shape[0] + b.shape[0] - 1, a.shape[1] + b.shape[1] - 1))
+    for i in range(a.shape[1]):
+        for j in range(b.shape[1]):
+            found[:, i + j] += np.convolve(a[:, i], b[:, j])
+    return found
 
 
 def _tally(counts: Iterable[int]) -> dict[int, int]:
@@ -277,15 +306,15 @@ def predict(
     counts = groups_of_ranks(groups, world)
     drawn = mean_previews(screen)
     draw = slowest_draw(work, screen, groups, world)
-    mean = groups / world * (work.preview_s * drawn + work.finish_s + work.update_s)
+    mean = groups / world * (work.preview_s * drawn + work.finish_s * (1 + screen.whole) + work.update_s)
     recorded = counts[0] * work.record_s
     wait = draw + counts[0] * work.update_s - mean
     sent = communication_seconds(policy, groups, world, network)
     checkpoint_gb = policy.checkpoint_bytes * policy.trained / 1e9
     checkpoint = checkpoint_gb / disk.disk_gb_s
     step = draw + counts[0] * work.update_s + recorded + work.step_s + sent + checkpoint / disk.checkpoint_every
-    previews = 0.0 if screen.pass_rate is None else groups * drawn
-    finished = groups * screen.group
+    previews = groups * (2 * screen.group * screen.screened if screen.pass_rate is None else drawn)
+    finished = groups * screen.group * (1 + screen.whole)
     busy = previews / service.surrogate_images_s + finished / service.reward_images_s
     return Prediction(
         world=world,

@@ -25,7 +25,7 @@ from trainer.algorithms.costs import Costs, Work
 from trainer.algorithms.screen import best_and_worst, extremes
 
 MEMORY = 0.95  # what a group counts after each later one: about the last 20 count
-EVIDENCE = 3  # measured groups before signals are stated and a screen moves
+EVIDENCE = 3  # measured groups before signals are stated and a screen moves; a pathway's first groups measure
 DRAWN = 2  # N / G
 
 
@@ -41,12 +41,15 @@ class Foresight:
     """How well the scores at one step foretell rewards.
 
     correlation  of scores and rewards within a group
-    contrast     the sum over its groups of c_s; `squares` of its squares. Both fade as the correlation's sums do
+    contrast     the sum over its groups of c_s; `squares` of its squares. All fade as the correlation's sums do
+    missed       the sum over its groups of the share of rejected rollouts that are among the G furthest from the mean
+                 reward; of a choice at random it is 1 / 2
     """
 
     correlation: Correlation = field(default_factory=Correlation)
     contrast: float = 0.0
     squares: float = 0.0
+    missed: float = 0.0
 
     def add(
         self, scores: Sequence[float | None], rewards: Sequence[float | None], group_size: int, *, last: bool
@@ -66,7 +69,13 @@ class Foresight:
             self.correlation.faded(MEMORY).add(score, reward, [1.0] * len(score), len(score)),
             MEMORY * self.contrast + contrast,
             MEMORY * self.squares + contrast**2,
+            MEMORY * self.missed + _missed(reward, kept, group_size),
         )
+
+    @property
+    def false_rejections(self) -> float | None:
+        """The share of rejected rollouts whose rewards are among the G furthest from the mean; None without groups."""
+        return self.missed / self.correlation.groups if self.correlation.groups else None
 
     @property
     def signal(self) -> Estimate:
@@ -82,6 +91,12 @@ class Foresight:
         square = max(0.0, rho**2 - error**2)
         square_variance = 4 * rho**2 * error**2 + 2 * error**4
         return Estimate(1 + square * contrast, math.sqrt(square_variance * contrast**2 + square**2 * contrast_variance))
+
+
+def _missed(rewards: Sequence[float], kept: Sequence[int], group_size: int) -> float:
+    mean, rejected = statistics.fmean(rewards), set(range(len(rewards))) - set(kept)
+    wanted = set(extremes([reward - mean for reward in rewards], group_size))
+    return len(rejected & wanted) / len(rejected) if rejected else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +147,12 @@ class AutoScreen:
             found[step] = Estimate(*(part * plain / screened for part in foresight.signal))
         return found
 
-    def decided(self, costs: Costs, group_size: int, *, has_answers: bool) -> AutoScreen:
+    def moved(self, gains: Mapping[int | None, Estimate]) -> AutoScreen:
         """Return the pathway with the screen of the highest gain, if it exceeds the present one's by more than errors.
 
-        The error is that of the difference if both were measured apart, which is more than it is.
+        The error is that of the difference if both were measured apart, which is more than it is. Nothing moves without
+        gains.
         """
-        gains = self.gains(costs, group_size, has_answers=has_answers)
         if not gains:
             return self
         now, best = gains[self.step], max(gains, key=lambda step: gains[step].value)

@@ -57,7 +57,10 @@ AUDIT: Final = {  # columns: the name of a figure, and its format
     "signal of a group": ("signal", "{:.2f}"),
     "signal per second": ("signal_per_second", "{:.2f}"),
 }
-FORESIGHT: Final = ("", "screen", "in use", "groups measured", "correlation", "signal of a group", "signal per second")
+FORESIGHT: Final = (
+    *("", "screen", "in use", "groups measured", "correlation", "rejected extremes", "denoising steps saved"),
+    *("signal of a group", "signal per second"),
+)
 PATHWAYS: Final = {"visual": "visual", "textual": "textual", "asked": "asked first", "none": "no reasoning"}
 LABELS: Final = {
     "instruct": "right answers, visual instruct",
@@ -145,8 +148,27 @@ def charts(records: Sequence[Record]) -> list[dict[str, Any]]:
         reward |= {label: _reward_on(name) for name, label in PATHWAYS.items() if name in pathways}
     named = {"Reward": reward, "Components": {name: at(f"components.{name}") for name in components}}
     named |= {title: {label: at(path) for label, path in lines.items()} for title, lines in CHARTS.items()}
+    named |= _screen_charts(records)
     found = [chart(title, records, lines) for title, lines in named.items()]
     return [one for one in found if one["lines"]]
+
+
+def _screen_charts(records: Sequence[Record]) -> dict[str, dict[str, Getter]]:
+    """Return where the screens of "auto" were, and the gain of each, by pathway; {} without "auto"."""
+    if not records or "foresight" not in records[-1]:
+        return {}
+    last = records[-1]
+    found = {
+        "Denoising step of the screen in use (none: no screen)": {
+            PATHWAYS.get(pathway, pathway): at(f"screens.{pathway}") for pathway in last["screens"]
+        }
+    }
+    for pathway, foretold in last["foresight"].items():
+        steps = sorted(map(int, foretold))
+        found[f"Signal per second of the screens: {PATHWAYS.get(pathway, pathway)}"] = {
+            screen_name(step, steps[-1]): at(f"signal_per_second.{pathway}.{step}.value") for step in steps
+        }
+    return found
 
 
 def audit(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
@@ -181,10 +203,18 @@ def foresight(records: Sequence[Record]) -> list[list[str]]:
             if figures.get("pearson_error") is None:  # without a correlation a signal of 1 is assumed, not measured
                 shown |= {"signal_error": None, "gain_error": None}
             cells = [_audited(shown, name, "{:.2f}") for name in ("pearson", "signal", "gain")]
+            cells[1:1] = [_audited(shown, "false_rejections", "{:.0%}"), _saved(step, total)]
             screen = "no screen" if step is None else screen_name(step, total)
             in_use = "yes" if step == chosen else "no"
             rows.append([PATHWAYS.get(pathway, pathway), screen, in_use, str(measured), *cells])
     return rows
+
+
+def _saved(step: int | None, total: int | None) -> str:
+    """Return the share of denoising steps that a screen saves against finishing all images that are drawn."""
+    if step is None:
+        return "0%"
+    return "not measured" if total is None else f"{(total - step) / (2 * total):.0%}"
 
 
 def _audited(figures: Record, name: str, form: str) -> str:

@@ -31,9 +31,9 @@ class ScreenSettings(Node):
     """How rollouts are filtered before their update: `group_size` of a prompt enter it.
 
     `select` names the rule (`trainer.algorithms.screen`). "auto", the default, measures which screen pays
-    (`trainer.algorithms.auto`): a share `audit` of the groups is drawn in full and scored on the way; the others draw
-    twice the group, and each pathway is screened where it pays most: when answers are finished, at 0.2 or 0.5 of the
-    denoising steps, or when images are finished; or not at all.
+    (`trainer.algorithms.auto`): a pathway's first groups, and later a share `audit`, are drawn in full and scored on
+    the way; the others draw twice the group, and each pathway is screened where it pays most: when answers are
+    finished, at 0.2 or 0.5 of the denoising steps, or when images are finished; or not at all.
 
     "first_above" is Dynamic Group Scaling as in Sync-R1: previews are drawn until `group_size` of them pass the
     threshold, at most `max_previews`. `threshold` names its controller (`trainer.algorithms.threshold`; "none" keeps
@@ -352,10 +352,13 @@ class TrainerSettings(Node):
         return self
 
 
-def load(path: str | Path, environ: Mapping[str, str] | None = None) -> TrainerSettings:
-    """Read the `[trainer]` table of a TOML with environment overrides. Raises SettingsError."""
+def load(path: str | Path, environ: Mapping[str, str] | None = None, changes: Sequence[Path] = ()) -> TrainerSettings:
+    """Read the `[trainer]` table of a TOML with the changes of other TOMLs, then environment overrides.
+
+    Relative paths resolve from the folder of `path`, those of `changes` too. Raises SettingsError.
+    """
     path = Path(path)
-    table = toml.read(path, environ).get("trainer", {})
+    table = toml.read(path, environ, changes).get("trainer", {})
     try:
         return TrainerSettings.model_validate(table, context={"folder": path.resolve().parent})
     except ValidationError as error:

@@ -79,6 +79,48 @@ def test_the_slowest_rank_agrees_with_a_simulation(groups: int, world: int) -> N
     assert slowest_draw(WORK, screen, groups, world) == pytest.approx(seconds.max(0).mean(), rel=0.01)
 
 
+AUTO = Screen(group=4, pass_rate=None, screened=0.3, whole=0.2)
+
+
+@pytest.mark.parametrize(("groups", "world"), [(3, 3), (16, 8), (7, 3)])
+def test_the_slowest_rank_of_auto_agrees_with_a_simulation(groups: int, world: int) -> None:
+    """Half of the groups draw four previews, the others eight, of which .2 of all finish eight images."""
+    kind = np.random.default_rng(0).choice(3, p=(0.5, 0.3, 0.2), size=(4000, groups))
+    each = 0.1 * np.where(kind == 0, 4, 8) + np.where(kind == 2, 2.0, 1.0)
+    slowest = np.stack([each[:, rank::world].sum(1) for rank in range(world)]).max(0)
+    assert slowest_draw(WORK, AUTO, groups, world) == pytest.approx(slowest.mean(), rel=0.01)
+    assert mean_previews(AUTO) == pytest.approx(6)
+
+
+def test_a_step_of_auto_by_hand() -> None:
+    """One rank and two groups: 12 previews, of which 4.8 are scored, and 9.6 finished images."""
+    found = predict(WORK, AUTO, Policy(1e9, 1e9), 2, 1, service=Service(10, 20, 0.5, 1000), disk=Disk(1e9))
+    draw = 2 * (0.1 * 6 + 1.2 * 1.0)
+    assert found.draw_s == pytest.approx(draw)
+    assert found.wait_share == pytest.approx(0)
+    assert found.images_per_s * found.step_s == pytest.approx(9.6)
+    assert found.scorer_gpus == pytest.approx((4.8 / 10 + 9.6 / 20) / (draw * 0.5))
+
+
+def test_the_groups_of_auto_follow_from_a_run(tmp_path: Path) -> None:
+    """Nine steps of two groups: six plain, eight screened, four whole."""
+    run = make_run(tmp_path / "run", 10)
+    groups = [("plain", "plain")] * 3 + [("screened", "screened")] * 4 + [("whole", "whole")] * 2
+    drawn, kept = {"plain": 9, "screened": 18, "whole": 18}, {"plain": 9, "screened": 9, "whole": 18}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line, kinds in zip(lines[1:], groups, strict=True):
+        line |= {"previews": sum(drawn[k] for k in kinds), "kept": sum(kept[k] for k in kinds), "keys": list(kinds)}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_settings(run, select="auto")
+    case, _, _ = command.of_run(run, 1e6)
+    assert case.screen == Screen(9, 12, 18, None, pytest.approx(8 / 18), pytest.approx(4 / 18))
+    decode = PHASES["decode"] * 9 / (9 * (6 + 2 * 12) + 9 * (14 + 2 * 4))
+    assert case.work.finish_s == pytest.approx(9 * PHASES["finish"] / 22 + 9 * decode)  # of nine images
+    found = predict(case.work, case.screen, case.policy, 18, 1)
+    measured = 9 * sum(PHASES[name] for name in ("reason", "preview", "surrogate", "decode", "finish"))
+    assert found.draw_s == pytest.approx(measured)
+
+
 def test_more_groups_of_a_rank_mean_less_waiting() -> None:
     mean = 0.1 * mean_previews(Screen()) + 1.0
     for world in (8, 64, 512):
@@ -275,7 +317,7 @@ def test_a_run_that_does_not_say_what_is_needed_is_refused(tmp_path: Path, capsy
     assert command.main([*options, "--shard", "8", "--parameters", "1e9"]) == 0
     write_settings(run, select="best_and_worst")
     assert command.main(options) == 2
-    assert "only 'first_above' is modelled" in capsys.readouterr().err
+    assert "only 'auto' and 'first_above' are modelled" in capsys.readouterr().err
     write_settings(run)
     lines = [{**json.loads(line), "threshold": None} for line in (run / "metrics.jsonl").read_text().splitlines()]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from trainer.algorithms.advantage import Slope
 from trainer.algorithms.costs import Costs, Work
 from trainer.algorithms.threshold import ThresholdController, make_controller
 from trainer.clock import Clock
+from trainer.credit import Slopes
 from trainer.data.source import training_tasks
 from trainer.policy.base import Policy
 from trainer.policy.show_o.policy import ShowO
@@ -26,12 +27,12 @@ from trainer.screen_plan import fixed_plan
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.train import train
-from trainer.types import MODALITIES, Modality, Reward, Task
+from trainer.types import MODALITIES, Modality, Pathway, Reward, Task
 
 MakePolicy = Callable[..., ShowO]
 MakeSettings = Callable[..., TrainerSettings]
 NO_SCREEN = "none"
-NO_SLOPES: dict[Modality, Slope] = dict.fromkeys(MODALITIES, Slope())
+NO_SLOPES: Slopes = {}
 AUTO = {  # groups of two; what TINY sets for another rule is set back
     "REWARDS__SURROGATE": "known+predicted",
     "SCREEN__SELECT": "auto",
@@ -52,6 +53,17 @@ LEARNING = {  # fifteen updates of eight images each, without a screen and a KL
     "LOSS__IMAGE__BETA": "0",
     "CHECKPOINT_EVERY": "100",
 }
+
+
+def every_slope(slopes: Mapping[Modality, Slope]) -> Slopes:
+    """The slopes of each modality, on every pathway and at every step."""
+    pathways: tuple[Pathway, ...] = ("visual", "textual", "none")
+    return {
+        (modality, pathway, step): slopes[modality]
+        for modality in MODALITIES
+        for pathway in pathways
+        for step in range(5)
+    }
 
 
 def tasks(settings: TrainerSettings, step: int = 0) -> list[Task]:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.trainer.loops import NO_SLOPES, MakeSettings, draw
+from tests.unit.trainer.loops import NO_SLOPES, MakeSettings, draw, every_slope
 from tests.unit.trainer.reward_services import Judge
 from trainer import credit
 from trainer.algorithms.advantage import Slope
@@ -40,7 +40,8 @@ FORMS = [
 EVERY_FORM = pytest.mark.parametrize(
     ("spec", "settings"), FORMS, ids=["sum", "group_std", "batch_std", "population", "gdpo"]
 )
-KNOWN: Slopes = {"text": Slope(xy=2.0, xx=1.0, freedom=20.0), "image": Slope(xy=0.5, xx=1.0, freedom=20.0)}
+SLOPES: dict[Modality, Slope] = {"text": Slope(2.0, 1.0, freedom=20.0), "image": Slope(0.5, 1.0, freedom=20.0)}
+KNOWN = every_slope(SLOPES)
 
 
 def modality_advantages(
@@ -90,8 +91,27 @@ def test_the_population_baseline_of_each_modality_by_hand() -> None:
     assert found["text"][0].tolist() == pytest.approx([0.25 + 0.2, -0.25 + 0.2], abs=1e-6)
     assert found["image"][0].tolist() == pytest.approx([0.125 + 0.05, -0.125 + 0.05], abs=1e-6)
     after = update_reward_slopes(KNOWN, [one])
-    assert after["text"] == KNOWN["text"].update([0.4, 0.8], [0.75, 0.25])
-    assert after["image"] == KNOWN["image"].update([0.4, 0.8], [0.25, 0.0])
+    expected = {
+        ("text", "textual", 0): SLOPES["text"].update([0.4, 0.8], [0.75, 0.25]),
+        ("image", "textual", 0): SLOPES["image"].update([0.4, 0.8], [0.25, 0.0]),
+    }
+    assert after == {**KNOWN, **expected}
+
+
+def test_each_pathway_and_step_has_a_slope_of_its_own() -> None:
+    """A score of 1 means a reward of 2 on one, 1 on the other; a screen that moves begins without a slope."""
+    rewards = [Reward(0.75, fixed={}), Reward(0.25, fixed={})]
+    one = group(rewards, ENSEMBLE, scores=(0.4, 0.8, 0.3))  # the kept ones score .1 above all
+    visual = replace(one.previews, task=replace(one.previews.task, pathway="visual"))
+    later = replace(one.previews, step=2)
+    groups = [one, replace(one, previews=visual), replace(one, previews=later)]
+    slopes = {("text", "textual", 0): Slope(2.0, 1.0, 20.0), ("text", "visual", 0): Slope(1.0, 1.0, 20.0)}
+    found = modality_advantages(groups, slopes, LossSettings(baseline="population"))["text"]
+    assert [a.tolist()[0] for a in found] == pytest.approx([0.25 + 0.2, 0.25 + 0.1, 0.25], abs=1e-6)
+    after = update_reward_slopes({}, [*groups, one])
+    first = Slope().update([0.4, 0.8], [0.75, 0.25])
+    assert after["text", "visual", 0] == after["text", "textual", 2] == first
+    assert after["text", "textual", 0] == first.update([0.4, 0.8], [0.75, 0.25])
 
 
 scores_of = st.lists(st.tuples(*[st.integers(-8, 8).map(lambda n: n / 8)] * 3), min_size=3, max_size=6)

@@ -49,5 +49,5 @@ def test_the_time_on_several_ranks_is_that_of_their_groups(ready: MakeSettings) 
 
 def test_the_estimate_says_what_auto_adds(ready: MakeSettings) -> None:  # noqa: F811
     (line,) = _auto_lines(ready(**{**AUTO, "SCREEN__GROUP_SIZE": "9"}))
-    assert 'select "auto" finishes 18 images in 20% of them' in line
+    assert 'select "auto" finishes 18 images in the first groups and in 20% of the others' in line
     assert _auto_lines(ready()) == []

@@ -185,6 +185,7 @@ def test_groups_equal_those_of_a_plain_loop(
 
     for group, (threshold, result) in enumerate(zip(thresholds, found, strict=True)):
         cap = limits.group_size if unscreened else limits.max_previews
+        threshold = None if unscreened else threshold
         batches, seen = [], list[float | None]()
         while True:
             batches.append(tuple(range(len(seen), min(len(seen) + limits.preview_batch_size, cap))))
@@ -199,17 +200,19 @@ def test_groups_equal_those_of_a_plain_loop(
         previews = result.previews
         assert (previews.scores, previews.threshold, previews.screened) == (tuple(seen), threshold, screened)
         assert [rollout.image.seed for rollout in previews.rollouts] == [(0, 0, group, i) for i in range(len(seen))]
-        assert [image[0, 0].tolist() for image in previews.images] == [[group, i, 1] for i in range(len(seen))]
+        shown = 0 if unscreened else len(seen)  # images that nothing scores are not decoded
+        assert [image[0, 0].tolist() for image in previews.images] == [[group, i, 1] for i in range(shown)]
         assert [image[0, 0].tolist() for image in result.images] == [[group, i, FINAL] for i in screened.indices]
         assert [reward.value for reward in result.rewards] == [group + i / 100 for i in screened.indices]
+        batches = [] if unscreened else batches
         ahead = len([call for call in recorder.calls if call[:2] == ("draw", group)]) - len(batches)
         batches += [tuple(range(first, min(first + limits.preview_batch_size, cap)))
                     for first in range(len(seen), cap, limits.preview_batch_size)][:ahead]  # fmt: skip
-        assert previews.dropped == sum(map(len, batches)) - len(seen)
+        assert previews.dropped == sum(map(len, batches)) - shown
         calls = {what: [places for name, of, places in recorder.calls if (name, of) == (what, group)]
                  for what in ("draw", "score", "finish", "reward")}  # fmt: skip
         assert calls == {
-            "draw": batches, "score": [] if unscreened else batches, "finish": finished, "reward": finished,
+            "draw": batches, "score": batches, "finish": finished, "reward": finished,
         }  # fmt: skip
 
 

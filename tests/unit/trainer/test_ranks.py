@@ -48,7 +48,7 @@ pytestmark = pytest.mark.slow
 KINDS: tuple[dict[str, Any], ...] = ({}, {"trained": "lora"}, {"family": "gaussian"})
 GAUSSIAN, SPLIT = Case(family="gaussian"), Case(family="gaussian", mode="shard")
 UNEVEN = Case(family="gaussian", options={"PROMPTS_PER_STEP": "2", "SEED": "38"})  # one group a rank
-MOVING = Case(family="gaussian", options={**AUTO, "STEPS": "4"})
+MOVING = Case(family="gaussian", options={**AUTO, "STEPS": "4", "PROMPTS_PER_STEP": "2"})
 CASES = (
     *(Case(mode=mode, **kind) for mode in ("replicate", "shard") for kind in KINDS),
     UNEVEN,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from synod.contracts import ScoreFailure
 from synod.errors import SettingsError
-from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, reference, weights
+from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, every_slope, reference, weights
 from tests.unit.trainer.reward_services import Judge
 from trainer.algorithms.advantage import Slope
 from trainer.credit import update_reward_slopes
@@ -59,7 +59,7 @@ def update(
     optimizer = optimizer or make_optimizer(policy, settings)
     policy._reference = None if ref is None else ref.module
     scored = [replace(group, rewards=tuple(found)) for group, found in zip(groups, rewards, strict=True)]
-    return policy_update(policy, optimizer, scored, dict.fromkeys(MODALITIES, slope), settings, step)
+    return policy_update(policy, optimizer, scored, every_slope(dict.fromkeys(MODALITIES, slope)), settings, step)
 
 
 def gradient(policy: ShowO) -> Tensor:
@@ -452,7 +452,8 @@ def test_the_slope_pairs_kept_scores_with_their_rewards(policy: ShowO, tiny_sett
     scores = iter((0.1, 0.9, 0.2, 0.8, 0.6, 0.7, 0.3, 0.4))
     settings = tiny_settings()
     groups, _ = draw(policy, Judge(surrogate=lambda item: next(scores)), settings, threshold=0.5)
-    slopes = dict.fromkeys(MODALITIES, KNOWN)
+    slopes = every_slope(dict.fromkeys(MODALITIES, KNOWN))
     found = update_reward_slopes(slopes, [replace(groups[0], rewards=tuple(given(1.0, None, 2.0, 4.0)))])
-    assert found == dict.fromkeys(MODALITIES, KNOWN.update([0.9, 0.6, 0.7], [1.0, 2.0, 4.0]))
+    moved, previews = KNOWN.update([0.9, 0.6, 0.7], [1.0, 2.0, 4.0]), groups[0].previews
+    assert found == {**slopes, **{(name, previews.task.pathway, previews.step): moved for name in MODALITIES}}
     assert update_reward_slopes(slopes, [replace(groups[0], rewards=tuple(given(None, None, None, 4.0)))]) == slopes

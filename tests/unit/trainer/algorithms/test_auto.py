@@ -32,7 +32,7 @@ def gains(screen: AutoScreen, costs: Costs = STEPS_ONLY) -> dict[int | None, Est
 
 
 def decided(screen: AutoScreen, costs: Costs = STEPS_ONLY) -> int | None:
-    return screen.decided(costs, G, has_answers=True).step
+    return screen.moved(gains(screen, costs)).step
 
 
 def test_the_work_of_a_group_by_hand() -> None:
@@ -85,6 +85,32 @@ def test_nothing_moves_without_evidence() -> None:
     never_scored = Costs(Work(steps=1.0), Work(1, 1, 1, 0, 1, 1))
     assert gains(AutoScreen(None, 9, foresights), never_scored) == {}
     assert decided(AutoScreen(None, 9, foresights), never_scored) is None
+
+
+@pytest.mark.parametrize(("mean", "square"), [(0.5, 0.21), (0.1, 0.0)])
+def test_the_error_of_a_correlation_is_subtracted(mean: float, square: float) -> None:
+    """Five groups with xx = yy = 1, and xy the mean, which is rho, and four that are sqrt(.2) above or below.
+
+    A group's influence on rho is (xy - mean) / 5, so its variance is 4 * .2 / 25 * 5 / 4 = .04. It is subtracted:
+    .5^2 - .04 = .21, and .1^2 - .04 counts as 0.
+    """
+    xy = [mean + math.sqrt(0.2) * sign for sign in (1, 1, -1, -1, 0)]
+    squares = (sum(one**2 for one in xy), sum(xy), sum(xy), 5.0, 5.0, 5.0)
+    correlation = Correlation(5, sum(xy), 5.0, 5.0, squares)
+    assert (correlation.value, correlation.error) == (pytest.approx(mean), pytest.approx(0.2))
+    signal = Foresight(correlation, 5 * 0.9, 5 * 0.81).signal  # every contrast is .9
+    assert signal.value == pytest.approx(1 + 0.9 * square)
+    assert signal.error == pytest.approx(0.9 * math.sqrt(4 * mean**2 * 0.04 + 2 * 0.04**2))
+
+
+def test_false_rejections_by_hand() -> None:
+    """Of four the first and the last have extreme rewards; a score that ranks them in the middle rejects both."""
+    rewards = [0.0, 0.5, 0.5, 1.0]
+    found = [Foresight().add(scores, rewards, 2, last=False) for scores in ([1, 2, 3, 4], [2, 1, 4, 3], [3, 1, 2, 4])]
+    assert [one.false_rejections for one in found] == [0.0, 1.0, 0.5]
+    assert Foresight().add(rewards, rewards, 2, last=True).false_rejections == 0.0
+    assert found[1].add([1, 2, 3, 4], rewards, 2, last=False).false_rejections == pytest.approx(MEMORY / (MEMORY + 1))
+    assert Foresight().false_rejections is None
 
 
 def test_scores_that_are_missing_foretell_nothing() -> None:
@@ -144,7 +170,8 @@ def simulated(rhos: Mapping[int, float], costs: Costs, groups: int, seed: int, s
     rng, screen, found = np.random.default_rng(seed), AutoScreen(start), []
     for _ in range(groups):
         scores, rewards = population(rng, rhos)
-        screen = screen.add(scores, rewards, G, T).decided(costs, G, has_answers=True)
+        screen = screen.add(scores, rewards, G, T)
+        screen = screen.moved(gains(screen, costs))
         found.append(screen.step)
     return found
 
@@ -195,9 +222,10 @@ def test_noise_does_not_move_a_screen() -> None:
     found, best = [], []
     for _ in range(300):
         scores, rewards = population(rng, {0: 0.5, 2: 0.5, 5: 0.5})
-        screen = screen.add(scores, rewards, G, T).decided(costs, G, has_answers=True)
-        found.append(screen.step)
+        screen = screen.add(scores, rewards, G, T)
         values = gains(screen, costs) or {0: Estimate(1.0)}
+        screen = screen.moved(values)
+        found.append(screen.step)
         best.append(max(values, key=lambda step: values[step].value))
     moves, flips = (sum(a != b for a, b in itertools.pairwise(steps)) for steps in (found, best))
     assert moves <= 10
@@ -210,7 +238,8 @@ def test_a_screen_follows_the_policy() -> None:
     found = []
     for place in range(140):
         scores, rewards = population(rng, {0: 0.9 if place < 60 else 0.0})
-        screen = screen.add(scores, rewards, G, T).decided(costs, G, has_answers=True)
+        screen = screen.add(scores, rewards, G, T)
+        screen = screen.moved(gains(screen, costs))
         found.append(screen.step)
     assert found[59] == 0
     assert found[-1] is None
