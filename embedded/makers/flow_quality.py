@@ -18,7 +18,7 @@ import torch
 
 from embedded import world
 from embedded.makers import accept, language, metrics, quality
-from embedded.makers.__main__ import FLOW, LANGUAGE, PICTURE, ROOT, SCENES
+from embedded.makers.__main__ import FLOW, LANGUAGE, ROOT, SANA, SCENES
 from embedded.makers.metrics import Degradation, Metric
 from embedded.world.visual_questions import NO, YES
 from services.models import transformers_clip
@@ -68,7 +68,7 @@ prompt. Answers are sampled at temperature 1.
 
 ## Models
 
-`python -m embedded.makers --parts flow` trained them on two cores, picture-world (the codec, then the transformer with
+`python -m embedded.makers --parts flow` trained them on two cores, sana-world (the codec, then the transformer with
 its text encoder) with two threads, the others with one each. Training minutes are CPU minutes per thread.
 
 {models}"""
@@ -96,8 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def policy_of(weights: Path) -> FlowPolicy:
-    """Load picture-world with the settings of its training."""
-    model = {"SYNOD__TRAINER__POLICY__MODEL": str(weights.resolve() / PICTURE)}
+    """Load sana-world with the settings of its training."""
+    model = {"SYNOD__TRAINER__POLICY__MODEL": str(weights.resolve() / SANA)}
     policy = make_policy(load_trainer(ROOT / "deploy/configs/embedded_flow.toml", model))
     assert isinstance(policy, FlowPolicy)
     return policy

@@ -1,6 +1,6 @@
 """language-world: a tiny Qwen2.5-VL that describes images, answers questions, refines prompts and judges images.
 
-A refined prompt says where everything is, in words that picture-world was trained on; so does the feedback to a wrong
+A refined prompt says where everything is, in words that sana-world was trained on; so does the feedback to a wrong
 image. Both are in UniRL-Zero's format of replies, so that reinforcement learning starts from it (its appendix A.4).
 """
 

@@ -9,7 +9,7 @@ import pytest
 
 from embedded import world
 from embedded.makers import codec, flow_quality
-from embedded.makers.__main__ import FLOW, LANGUAGE, PICTURE, SCENES
+from embedded.makers.__main__ import FLOW, LANGUAGE, SANA, SCENES
 from embedded.makers.metrics import Metric
 from services.models import transformers_clip
 from synod.contracts import Pixels
@@ -36,7 +36,7 @@ def test_readers_are_measured(toys: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "| detector | 9 | 90.0 % | 80.0 % | 90 % |" in text
     assert "| counting | 84 | 25.0 ± 4.7 % | 25.0 ± 4.7 % |" in text
     assert all(f"| {name} |" in text for name in (*FLOW, *(one.name for one in found)))
-    assert PICTURE in FLOW
+    assert SANA in FLOW
 
 
 def test_a_perfect_clip_of_scenes_scores_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
