@@ -45,6 +45,7 @@ from trainer.groups import ScoredGroup
 from trainer.passes import accumulate, passes_of
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
+from trainer.rewards.intrinsic import with_intrinsic
 from trainer.rewards.service import RewardService
 from trainer.rollout import draw_groups
 from trainer.run import make_policy
@@ -82,9 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = load(options.config, environ)
     policy = make_policy(settings)
     with closing(RewardService(settings.rewards, log=tqdm.write)) as service:
-        service.wait_ready()
-        service.check_served(wanted_rewards(settings))
-        found = measure(policy, service, settings, options.groups, options.minutes)
+        if wanted := wanted_rewards(settings):
+            service.wait_ready()
+            service.check_served(wanted)
+        rewards = with_intrinsic(service, policy, settings, Clock())
+        found = measure(policy, rewards, settings, options.groups, options.minutes)
     result = {"command": command(), "machine": machine(), "settings": _shown(settings), **found}
     print(json.dumps(result, indent=1))
     if options.out:

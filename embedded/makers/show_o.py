@@ -5,6 +5,8 @@ every sample, so that a fact can only be read from the query, and a question may
 shows, so that its answer can only be read from the image. Reinforcement learning needs room for improvement: training
 is short, and in a share of the textual queries the target is another of the facts, so that the policy stays uncertain.
 The share is small while the policy learns to read (LEARNING_MIX) and large in a short second part (UNCERTAIN_MIX).
+Neither describes images. An optional third part, which is a model of its own, does (CAPTION_MIX): asked the question of
+GvU's reward, it answers with the prompt. The vocabulary lacks two words of that question, which are read as [UNK].
 During training, the embedding of an image code includes the sum of its bits' vectors (`BitEmbedding`).
 """
 
@@ -43,10 +45,12 @@ from trainer.policy.show_o.magvit import Magvit
 from trainer.policy.show_o.policy import Sampling, ShowO
 from trainer.policy.show_o.vocabulary import END, PAD, Vocabulary, image_mask, question_mask, text_mask
 from trainer.policy.weights import read_weights
+from trainer.rewards.intrinsic import QUESTION
 from trainer.scenarios import textual_query
 
 RECIPE = MuonRecipe(seed=7, steps=4600, batch=48, lr=2e-3, weight_decay=0.0, warmup=100, muon_lr=0.02, decay=1200)
 UNCERTAIN_RECIPE = Recipe(seed=9, steps=200, batch=44, lr=3e-4, weight_decay=0.02)
+CAPTION_RECIPE = Recipe(seed=12, steps=1500, batch=32, lr=6e-4, weight_decay=0.02)
 # Weights of tokens that show an object or an accessory: the background is most of an image.
 WEIGHTS = np.array([1.0, 4.0, 8.0], np.float32)
 MAX_TEXT, POSITIONS = 63, 64
@@ -72,7 +76,7 @@ SHAPE = {
 
 @dataclass(frozen=True)
 class BatchMix:
-    """The proportions of a batch: images, textual and visual queries.
+    """The proportions of a batch: images, textual and visual queries, and images to be described by their prompt.
 
     A share `wrong_share` of the textual queries has another of the facts as its target.
     """
@@ -81,15 +85,17 @@ class BatchMix:
     textual: int
     visual: int
     wrong_share: float
+    captions: int = 0
 
-    def counts(self, batch: int) -> tuple[int, int, int]:
-        """Return the counts for a batch of about that size, at least one of each."""
-        parts = (self.images, self.textual, self.visual)
-        images, textual, visual = (max(1, round(batch * part / sum(parts))) for part in parts)
-        return images, textual, visual
+    def counts(self, batch: int) -> tuple[int, int, int, int]:
+        """Return the counts for a batch of about that size, at least one of each that has a part."""
+        parts = (self.images, self.textual, self.visual, self.captions)
+        images, textual, visual, captions = (max(min(1, part), round(batch * part / sum(parts))) for part in parts)
+        return images, textual, visual, captions
 
 
 LEARNING_MIX, UNCERTAIN_MIX = BatchMix(30, 6, 12, wrong_share=0.25), BatchMix(20, 14, 10, wrong_share=0.5)
+CAPTION_MIX = BatchMix(6, 2, 2, wrong_share=0.5, captions=22)  # few images, so that a weak policy draws no better
 
 
 Asked = tuple[Tensor, list[tuple[str, str]]]  # an image's codes [N], and questions about it with their answers
@@ -137,9 +143,10 @@ class ShowOMaker:
 
     def loss(self, rng: np.random.Generator) -> list[Part]:
         """Draw a batch and return its loss in WORKERS parts; short prompts are with long questions."""
-        images, textual, visual = self.mix.counts(self.recipe.batch)
+        images, textual, visual, captions = self.mix.counts(self.recipe.batch)
         asked = [(self.black, [_textual(rng, self.mix.wrong_share)]) for _ in range(textual)]
         asked += [self._visual(rng) for _ in range(visual)]
+        asked += [self._caption(rng) for _ in range(captions)]
         drawing = self._drawing(rng, images)
         return [
             partial(self._part, drawn, said) for drawn, said in zip(drawing, self._answering(asked)[::-1], strict=True)
@@ -240,6 +247,11 @@ class ShowOMaker:
         asked = self.data["texts"][row]["asked"]
         chosen = rng.permutation(len(asked))[:QUESTIONS]
         return torch.from_numpy(self.codes[row]).long(), [(asked[i][0], asked[i][1]) for i in chosen]
+
+    def _caption(self, rng: np.random.Generator) -> Asked:
+        """Draw an image and ask for its description, which is its prompt without an answer."""
+        row = int(rng.integers(len(self.codes)))
+        return torch.from_numpy(self.codes[row]).long(), [(QUESTION, self.data["texts"][row]["prompts"][0])]
 
     def save(self, directory: Path) -> None:
         """Write the policy in bfloat16. `load` casts it to float32, as measured in QUALITY.md."""

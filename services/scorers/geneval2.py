@@ -6,6 +6,9 @@ expected answer as the first token of the reply to "<question> Answer in one wor
 
     soft_tifa_am = mean(p)    soft_tifa_gm = exp(mean(log p))    tifa = mean(the reply is the expected answer)
 
+"all" is GenEval++'s checklist: 1 if every reply is the expected answer, else 0. Metadata without questions, as that of
+GenEval's lines, is asked about by `synod.scoring.geneval.checklist`.
+
 The server reports the TOP_LOGPROBS likeliest first tokens only. An answer that is not among them counts with the least
 of their probabilities, which bounds its own; where that bound is above MOST_UNSEEN, the item is a failure.
 """
@@ -13,31 +16,35 @@ of their probabilities, which bounds its own; where that bound is above MOST_UNS
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal
 
 from services.models.settings import JudgeEndpoint
 from services.models.types import MAX_ANSWER_TOKENS, Completion, Reply
 from services.scorers.base import Scorer, ScorerSpec
 from services.scorers.shared.verdicts import Completing
-from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.contracts import GenEvalMetadata, Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem, ScorerFailed, SynodError
 from synod.images import encode_png
 from synod.reader import quote
+from synod.records import write
+from synod.scoring.geneval import NUMBERS, checklist
 
 TOP_LOGPROBS: Final = 20  # the most that OpenAI and vLLM report by default
 MOST_UNSEEN: Final = 0.01
 COUNTING: Final = "How many"
-_WORDS: Final = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-NUMERALS: Final = {word: str(number) for number, word in enumerate(_WORDS, 1)}
+NUMERALS: Final = {word: str(number) for number, word in enumerate(NUMBERS, 1)}
 Asked = Sequence[tuple[str, str]]  # questions with their expected answers
 
 
 class Geneval2Settings(JudgeEndpoint):
-    """GenEval 2's questions behind an endpoint; `method` is its evaluation's. `tifa` reads words, not probabilities."""
+    """GenEval 2's questions behind an endpoint; `method` is its evaluation's, or "all", GenEval++'s checklist.
+
+    `tifa` and `all` read words, not probabilities.
+    """
 
     kind: Literal["geneval2"]
-    method: Literal["soft_tifa_gm", "soft_tifa_am", "tifa"] = "soft_tifa_gm"
+    method: Literal["soft_tifa_gm", "soft_tifa_am", "tifa", "all"] = "soft_tifa_gm"
 
 
 def spec(name: str, settings: Geneval2Settings) -> ScorerSpec:
@@ -55,11 +62,11 @@ class Geneval2:
     def __init__(self, name: str, judge: Completing, settings: Geneval2Settings) -> None:
         self.spec = spec(name, settings)
         self._judge, self._method = judge, settings.method
-        self._hard = settings.method == "tifa"
+        self._hard = settings.method in ("tifa", "all")
         self._max_tokens = MAX_ANSWER_TOKENS if self._hard else 1
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        lists = [item.geneval.vqa_list if item.geneval is not None else () for item in items]
+        lists = [_asked(item) for item in items]
         refusals = [_refusal(asked) for asked in lists]
         questions = [
             question
@@ -88,7 +95,7 @@ class Geneval2:
             except SynodError as error:
                 reason = f"the question {quote(question, 100)} has no answer: {error.message}"
                 return ScoreFailure(error.code, reason, error.retryable)
-        value = geometric_mean(values) if self._method == "soft_tifa_gm" else math.fsum(values) / len(values)
+        value = _MEANS[self._method](values)
         atoms = [{"question": q, "answer": a, "value": one} for (q, a), one in zip(asked, values, strict=True)]
         tokens = sum(reply.tokens for reply in replies if isinstance(reply, Reply))
         return Score(min(value, 1.0), {"method": self._method, "atoms": atoms, "tokens": tokens})
@@ -127,6 +134,27 @@ def word_is_right(question: str, answer: str, reply: Reply) -> float:
 def geometric_mean(values: Sequence[float]) -> float:
     """Return the geometric mean; 0 if one value is 0."""
     return math.exp(math.fsum(map(math.log, values)) / len(values)) if all(values) else 0.0
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the arithmetic mean."""
+    return math.fsum(values) / len(values)
+
+
+_MEANS: Final[Mapping[str, Callable[[Sequence[float]], float]]] = {
+    "soft_tifa_gm": geometric_mean,
+    "soft_tifa_am": mean,
+    "tifa": mean,
+    "all": min,
+}
+
+
+def _asked(item: ScoreItem) -> Asked:
+    """Return the questions of an item, or those that its clauses make."""
+    assert item.geneval is not None
+    if item.geneval.vqa_list or not item.geneval.include:
+        return item.geneval.vqa_list
+    return [(question, answer) for question, answer in checklist(write(GenEvalMetadata, item.geneval))]
 
 
 def _refusal(asked: Asked) -> InvalidItem | None:

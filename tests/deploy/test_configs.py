@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from services.scorers import registry as scorers
 from services.settings import load as load_service
 from synod.errors import SettingsError
 from trainer.data.prompts import read_prompts
+from trainer.data.source import wanted_rewards
 from trainer.policy.flow.sde import decisions, sigmas
+from trainer.rewards.served import Served
 from trainer.settings import FlowSettings, PromptSettings, load, load_personalize
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +66,39 @@ def test_sd35_flow_grpo_has_its_authors_values() -> None:
         "pickscore",
         "image_reward",
     }
+
+
+@pytest.mark.parametrize("number", [3, 4, 5, 6])
+def test_unirl_zero_has_its_authors_values(number: int) -> None:
+    """Those of its paper, and of scripts/train/rl and the trainer in its public code."""
+    settings = load(CONFIGS / f"unirl_zero_{number}.toml", {})
+    policy, loss = settings.policy, settings.loss
+    assert isinstance(policy, FlowSettings)
+    edits, talks = number in (4, 6), number in (5, 6)
+    sampler = policy.sampler
+    assert (sampler.denoising_steps, sampler.eta, sampler.shift, sampler.schedule) == (10, 0.7, 3.0, "diffusers")
+    assert (sampler.guidance_scale, sampler.guidance_reference) == (3.0 if edits else 3.5, 1.0)
+    assert (policy.edits, policy.language is not None) == (edits, talks)
+    assert policy.trains == (("text", "image") if talks else ("image",))
+    assert settings.screen.group_size == settings.reward_batch_size == loss.micro_batch == 8
+    assert (loss.image.clip, loss.image.beta) == (1e-4, 3e-4 if number == 4 else 4e-3)
+    assert (loss.scale, loss.normalise, loss.advantage_clamp, loss.credit) == (
+        "own_length",
+        "group_std_paper",
+        5,
+        "total",
+    )
+    assert (loss.image.lr or settings.optimizer.lr) == (3e-6 if talks else 1e-5)
+    if talks:
+        assert policy.language is not None
+        assert policy.language.max_new_tokens == 512
+        assert (loss.text.lr, loss.text.beta, loss.text.alpha, loss.image.alpha) == (5e-7, 0.01, 1.0, 1.0)
+    weights = {"clip_direction": 4.0, "clip_i": 1.0} if number == 4 else dict.fromkeys(settings.rewards.weights, 1.0)
+    assert settings.rewards.weights == weights
+    served = load_service(CONFIGS / f"unirl_zero_{number}.toml", {}).scorers
+    assert set(weights) == set(served)
+    needs = {name: scorers.spec(name, one).needs for name, one in served.items()}
+    assert Served(needs, {}).problems(wanted_rewards(settings)) == []  # also reads every line and image
 
 
 def test_embedded_flow_has_unirl_zeros_values() -> None:

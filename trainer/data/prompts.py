@@ -10,6 +10,7 @@ from synod.contracts import GenEvalMetadata
 from synod.errors import SettingsError
 from synod.reader import Node
 from synod.records import read
+from synod.scoring import geneval
 from trainer.data.files import hint, json_node, text
 from trainer.types import ConceptProfile, Prompt
 
@@ -130,8 +131,7 @@ def _concept_prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Promp
 
 def geneval_of(node: Node) -> GenEvalMetadata:
     """Read GenEval's metadata in a line. Raises InvalidRequest."""
-    metadata = {key: one for key, one in node.mapping().items() if key in ("tag", "include", "exclude")}
-    return read(GenEvalMetadata, Node(metadata, node.path))
+    return read(GenEvalMetadata, Node(geneval.item_fields(node.mapping())["geneval"], node.path))
 
 
 def numbered(path: Path) -> Iterator[tuple[int, str]]:

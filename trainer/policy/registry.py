@@ -112,6 +112,8 @@ def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> 
             chosen.denoising_steps, chosen.shift, chosen.eta, schedule=chosen.schedule, window=chosen.sde
         ),
         guidance_scale=chosen.guidance_scale,
+        guidance_reference=chosen.guidance_reference,
+        has_edits=settings.edits,
         evaluation=None
         if not chosen.evaluation_steps
         else Sampler.of(chosen.evaluation_steps, chosen.shift, 0.0, schedule=chosen.schedule),
@@ -141,11 +143,15 @@ def _flow_sources(settings: FlowSettings) -> list[Source]:
 
 
 def _check_flow(settings: FlowSettings, concepts: Collection[str]) -> None:
+    from trainer.policy.flow import edits
     from trainer.policy.flow import loading as flow
 
     if settings.language is not None and settings.language.bridge == "queries":
         _bridge(settings)
-    flow.check(flow.Parts.find(settings.model, settings.resolution, settings.max_text_length))
+    parts = flow.Parts.find(settings.model, settings.resolution, settings.max_text_length)
+    if settings.edits:
+        edits.check_editor(parts.pipeline.transformer, settings.model)
+    flow.check(parts)
 
 
 def _flow_mean_logp(policy: Policy, image: Pixels, prompt: str) -> float:

@@ -40,9 +40,10 @@ def step_record(
     preview. `dropped` counts previews that were drawn ahead of scores and not needed; it depends on when the scores
     arrived, and no other figure counts them. `pass_rate` counts previews with a score, `masked` the finished images
     without a reward, `flat` the groups whose rewards are all equal, and `replaced` the flat groups that others
-    replaced, which no other figure counts. `text_cut` counts the kept images of this rank whose prompt did not fit the
-    policy's text block. `lr` is that of parameters without a rate of their modality. `laps` are
-    those of every rank; `seconds` is rank 0's. `audit` has the figures of the screen's audit up to this step.
+    replaced, which no other figure counts. `reply_length` is the mean number of characters of the answers, and
+    `text_cut` counts the kept images of this rank whose prompt did not fit the policy's text block. `lr` is that of
+    parameters without a rate of their modality. `laps` are those of every rank; `seconds` is rank 0's. `audit` has the
+    figures of the screen's audit up to this step.
     """
     found = [reward for group in groups for reward in group.rewards]
     values = [reward.value for reward in found if reward.value is not None]
@@ -78,6 +79,7 @@ def step_record(
         "threshold": _mean([g.previews.threshold for g in groups if g.previews.threshold is not None]),
         "capped": sum(group.previews.capped for group in groups),
         "masked": len(found) - len(values),
+        "reply_length": _mean([float(len(answer)) for g in groups if g.previews.task.query for answer in g.answers]),
         "text_cut": sum(r.num_cut > 0 for g in groups for r in g.rollouts),
         "skipped": update.skipped,
         "flat": update.flat,

@@ -38,7 +38,7 @@ def write_stages(run_dir: Path, name: str, choices: int) -> Path:
 
 def view(run_dir: Path, name: str, choices: int) -> dict[str, Any]:
     """Return everything that the page shows, as plain values."""
-    stages = [path for path in sorted(run_dir.glob("stage-*")) if read(path)]
+    stages = sorted(run_dir.glob("stage-*"))
     sheets = {
         "photographs": run_dir / PHOTOGRAPHS,
         "the class word, before": run_dir / CLASS_WORD,
@@ -47,7 +47,7 @@ def view(run_dir: Path, name: str, choices: int) -> dict[str, Any]:
     return {
         "name": name,
         "panels": [{"title": title, "data": _shown(path, SHEET)} for title, path in sheets.items() if path.exists()],
-        "stages": [_stage(path, choices) for path in stages],
+        "stages": [_stage(path, choices) for path in stages if read(path)],
         "regions": _regions(run_dir / "stage-3/regions"),
     }
 

@@ -83,7 +83,8 @@ class FlowSamplerSettings(Node):
     """Sampling of a flow-matching model from noise at t = 1 to the image at t = 0 (`trainer.policy.flow.sde`).
 
     The times are those of `denoising_steps` equal steps, shifted by `shift` once ("once"), or those of diffusers'
-    scheduler ("diffusers"). Velocities are u + g (c - u), with g `guidance_scale`; 1: without guidance. The steps
+    scheduler ("diffusers"). Velocities are u + g (c - u), with g `guidance_scale`; 1: without guidance. Those of an
+    edit are u + g_ref (r - u) + g (c - r), with r that with the source alone and g_ref `guidance_reference`. The steps
     `sde`, [first, last] counted from 0, add noise of size `eta` and are decisions; null: all but the last step, which
     has no density. The others are steps of the ODE. Evaluations draw `evaluation_steps` steps of the ODE; 0: as
     training draws.
@@ -94,6 +95,7 @@ class FlowSamplerSettings(Node):
     schedule: Literal["once", "diffusers"] = "once"
     eta: float = Field(0.7, gt=0)
     guidance_scale: float = Field(4.5, ge=1)
+    guidance_reference: float = Field(1.0, ge=0)
     sde: tuple[int, int] | None = None
     evaluation_steps: int = Field(20, ge=0)
 
@@ -136,7 +138,8 @@ class FlowSettings(Node):
     for Show-o: velocities are computed in `dtype`, everything that follows from them in float32.
 
     `language` is a model whose answers are appended to the prompt; null: prompts are drawn as they are. `trains` are
-    the modalities whose model is trained.
+    the modalities whose model is trained. `edits` adds layers that read a source image (`trainer.policy.flow.edits`):
+    those in the directory `edits` of the pipeline, or new ones, which read nothing yet.
     """
 
     family: Literal["flow"]
@@ -148,6 +151,7 @@ class FlowSettings(Node):
     dtype: Literal["float32", "bfloat16"] = "float32"
     lora: FlowLoraSettings | None = None
     language: LanguageSettings | None = None
+    edits: bool = False
     trains: tuple[Literal["text", "image"], ...] = Field(("text", "image"), min_length=1)
 
     @property

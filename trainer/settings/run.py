@@ -263,6 +263,15 @@ class TrainerSettings(Node):
         return self
 
     @model_validator(mode="after")
+    def _a_policy_that_edits(self) -> TrainerSettings:
+        if self.data.task in ("edits", "reflection") and not (self.policy.family == "flow" and self.policy.edits):
+            raise ValueError(
+                f"data.task '{self.data.task}' draws from a source image, which this policy does not read; give "
+                "policy.family 'flow' with policy.edits = true, or another data.task"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _terms_score_what_rollouts_have(self) -> TrainerSettings:
         of = {name: self.rewards.results.get(name, "image") for name in self.rewards.weights}
         if self.rewards.ensemble is not None:

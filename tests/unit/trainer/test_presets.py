@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from synod.contracts import ScoreItem
+from tests import tiny_vlm
 from tests.unit.trainer import reward_services
 from tests.unit.trainer.loops import MakePolicy, lines
-from tests.unit.trainer.reward_services import Judge, serve
+from tests.unit.trainer.reward_services import Judge, brightness, serve
 from tests.unit.trainer.tiny_flow import write_pipeline
 from trainer import run
 from trainer.dry_run import dry_run
@@ -90,6 +93,69 @@ def test_the_settings_of_gvu_train_a_small_policy(
         assert one["grad_norm"] > 0
         assert one["ratio_max_image"] == 1.0  # of the distribution that was sampled
     assert one["kl_image"] > 0
+
+
+UNIRL = {
+    "unirl_zero_3": {"geneval": "image"},
+    "unirl_zero_4": {"clip_direction": "image", "clip_i": "cycled"},
+    "unirl_zero_5": {"geneval": "image", "format": "answer"},
+    "unirl_zero_6": {"geneval": "image", "reflection": "answer"},
+}
+
+
+@pytest.mark.parametrize("name", list(UNIRL))
+def test_the_settings_of_unirl_zero_train_small_models(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the models, their sizes, and how much is drawn: ratios of images are exactly 1 in every scenario."""
+    needs = {
+        "geneval": ["image", "geneval"],
+        "clip_direction": ["image", "prompt", "references", "source_prompt"],
+        "clip_i": ["image", "references"],
+        "format": ["reasoning"],
+        "reflection": ["reasoning"],
+    }
+    monkeypatch.setitem(reward_services.CATALOGUE, "scorers", [{"name": n, "needs": of} for n, of in needs.items()])
+    words = ("a", "photo", "of", "image", "this", "prompt", "answer", "Yes", "No")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tiny_vlm.qwen(tmp_path / "words", words)
+    has_answers = name in ("unirl_zero_5", "unirl_zero_6")
+    small = {
+        "STEPS": "2",
+        "PROMPTS_PER_STEP": "1",
+        "REWARD_BATCH_SIZE": "2",
+        "SCREEN__GROUP_SIZE": "4",
+        "LOSS__MICRO_BATCH": "2",
+        "POLICY__SAMPLER__DENOISING_STEPS": "4",
+        "POLICY__MAX_TEXT_LENGTH": "8",
+        "POLICY__DTYPE": "float32",
+        "RUN_DIR": str(tmp_path / "run"),
+        "POLICY__MODEL": str(write_pipeline(tmp_path / "model", "sana")),
+    }
+    if has_answers:
+        small |= {"POLICY__LANGUAGE__MODEL": str(tmp_path / "words"), "POLICY__LANGUAGE__MAX_NEW_TOKENS": "4"}
+    with serve(Judge(brightness_or_length)) as url:
+        environ = {f"SYNOD__TRAINER__{key}": value for key, value in {**small, "REWARDS__URL": url}.items()}
+        settings = load(CONFIGS / f"{name}.toml", environ)
+        assert settings.rewards.results == UNIRL[name]
+        assert run.run(settings, evaluated=False) == 0
+    for one in lines(settings.run_dir):
+        assert set(one["components"]) == set(UNIRL[name])
+        assert one["grad_norm"] > 0
+        assert one["ratio_max_image"] == 1.0
+        assert (one["loss_text"] is not None) == (one["reply_length"] is not None) == has_answers
+        if has_answers:
+            assert one["ratio_max_text"] == pytest.approx(1.0, abs=1e-4)  # one pass against one token at a time
+    assert lines(settings.run_dir)[1]["kl_image"] > 0
+
+
+def brightness_or_length(item: ScoreItem) -> float:
+    """Of the image, or of the answer of an item without one."""
+    if item.image is not None:
+        return brightness(item)
+    assert item.reasoning is not None
+    return len(item.reasoning.text) / 100
 
 
 def test_the_settings_of_flow_grpo_train_a_small_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

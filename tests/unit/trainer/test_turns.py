@@ -34,6 +34,7 @@ family = "flow"
 model = "./model"
 sampler = {{ denoising_steps = 4 }}
 language = {{ model = "./words" }}
+edits = true
 [trainer.data]
 task = "{task}"
 prompts = "lines.jsonl"

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from synod.errors import SettingsError
+from trainer.policy.flow import edits
 from trainer.policy.flow.attention import use_float32_sums
 from trainer.policy.flow.memory import Dtype
 from trainer.policy.flow.pipelines import Pipeline, Shapes, read_pipeline, read_shapes
@@ -60,6 +61,8 @@ def load(
     max_text_length: int | None = None,
     sampler: Sampler = DEFAULT,
     guidance_scale: float = 4.5,
+    guidance_reference: float = 1.0,
+    has_edits: bool = False,
     evaluation: Sampler | None = None,
     dtype: Dtype = "float32",
     checkpointing: bool = False,
@@ -68,9 +71,12 @@ def load(
     """Read a pipeline's directory or hub id ('org/name' or 'org/name@REVISION').
 
     The transformer, which is trained, and the codec have float32 weights; the text encoders have `dtype`. `kind` makes
-    the policy of the arguments of a FlowPolicy. Raises SettingsError for files that are missing or do not fit.
+    the policy of the arguments of a FlowPolicy. `has_edits` adds what reads a source image, by the weights in the
+    directory `edits` of the pipeline, or new ones. Raises SettingsError for files that are missing or do not fit.
     """
     parts = Parts.find(model, resolution, max_text_length)
+    if has_edits:
+        edits.check_editor(parts.pipeline.transformer, str(model))
     directory = parts.directory()
     check(parts, directory)
     import diffusers
@@ -85,6 +91,9 @@ def load(
     components["vae"].use_slicing = True  # an image at a time, so that memory does not grow with the batch
     if parts.pipeline.transformer == "SanaTransformer2DModel" and dtype == "bfloat16":
         use_float32_sums(components["transformer"])
+    if has_edits:
+        trained = directory / edits.EDITS
+        edits.attach(components["transformer"], trained if trained.is_dir() else None)
     if checkpointing:
         components["transformer"].enable_gradient_checkpointing()
     pipe = getattr(diffusers, parts.pipeline.name)(**components)
@@ -96,6 +105,7 @@ def load(
         config,
         sampler,
         guidance_scale=guidance_scale,
+        guidance_reference=guidance_reference,
         evaluation=evaluation,
         dtype=dtype,
     )

@@ -21,7 +21,7 @@ def activation_bytes(
     conditions: Mapping[str, Tensor],
     *,
     rollouts: int,
-    guided: bool,
+    branches: int,
     checkpointing: bool,
     dtype: Dtype = "float32",
 ) -> int:
@@ -31,11 +31,12 @@ def activation_bytes(
     weights in autocast's dtype, is not counted. With `checkpointing` each block keeps its inputs, and one block at a
     time has all of its activations. All weights are trained: adapters keep a little less.
 
+    branches             rows of its batch for one image: with guidance, those without and with the prompt
     transformer, config  its class in diffusers and its configuration
     latent               channels, height and width
     conditions           its arguments for one prompt, of which shape and dtype are read
     """
-    one, two = (_counted(transformer, config, latent, conditions, n * (1 + guided), dtype) for n in (1, 2))
+    one, two = (_counted(transformer, config, latent, conditions, n * branches, dtype) for n in (1, 2))
     (kept, inputs, blocks), (more, more_inputs, _) = one, two
     if checkpointing:
         return rollouts * (more_inputs - inputs + (more - kept) // blocks)

@@ -14,6 +14,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from synod.contracts import Pixels
 from trainer.policy.base import ParameterGroup, Terms
-from trainer.policy.flow import memory, sde
+from trainer.policy.flow import edits, memory, sde
 from trainer.policy.flow.memory import Dtype
 from trainer.policy.flow.pipelines import Conditions, Pipeline, Shapes
 from trainer.policy.flow.segments import LatentSegment, Sampler, normals
@@ -36,14 +37,16 @@ ADAPTER: Final = "adapter"  # in a saved directory
 CACHED_PROMPTS: Final = 256  # 0.7 GB for Stable Diffusion 3.5 in bfloat16
 TRAINING_TIMES: Final = 1000  # what the transformers call t = 1
 WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
-IMAGE_STREAM: Final = 1  # of random numbers
+IMAGE_STREAM, SOURCE_STREAM = 1, 2  # of random numbers
 
 
 class FlowPolicy:
     """The policy: a diffusers pipeline with its shapes, and how images are sampled from it.
 
     `config` is the transformer's config.json, which is saved as it was. Velocities are u + g (c - u), with g
-    `guidance_scale`; 1: without guidance. Evaluations draw by the sampler `evaluation`, by default as training does.
+    `guidance_scale`; 1: without guidance. Those of an edit are u + g_ref (r - u) + g (c - r), with r that with the
+    source alone, and g_ref `guidance_reference`. Evaluations draw by the sampler `evaluation`, by default as training
+    does.
     """
 
     def __init__(
@@ -55,12 +58,13 @@ class FlowPolicy:
         sampler: Sampler,
         *,
         guidance_scale: float,
+        guidance_reference: float = 1.0,
         evaluation: Sampler | None = None,
         dtype: Dtype = "float32",
     ) -> None:
         self.kind, self.pipe, self.shapes, self.config = kind, pipe, shapes, config
         self.sampler, self.guidance_scale, self.dtype = sampler, guidance_scale, dtype
-        self.evaluation = evaluation or sampler
+        self.guidance_reference, self.evaluation = guidance_reference, evaluation or sampler
         self.module: nn.Module = pipe.transformer
         self.codec: nn.Module = pipe.vae
         self.encoders: nn.Module = nn.ModuleDict({name: getattr(pipe, name) for name in kind.encoders})
@@ -99,6 +103,16 @@ class FlowPolicy:
         """Return an image before its first step for each prompt, to be sampled with the given noise (`Sampler`)."""
         return self.sampler.start([Condition(prompt) for prompt in prompts], noise_BTCHW.to(self.device))
 
+    def edit(self, conditions: Sequence[Condition], seeds: Sequence[Seed]) -> list[LatentSegment]:
+        """Return an image before its first step for each condition, all with a source; the policy has `edits`."""
+        begun = self.start([one.text for one in conditions], seeds)
+        latents = {id(one.source): self.encode(one.source) for one in conditions if one.source is not None}
+        noise = normals(seeds, SOURCE_STREAM, self._latent).to(self.device)
+        return [
+            replace(segment, condition=one, source_CHW=edits.noised(latents[id(one.source)], own))
+            for segment, one, own in zip(begun, conditions, noise, strict=True)
+        ]
+
     @torch.no_grad()
     def denoise(self, segments: Sequence[Segment], until: int) -> list[LatentSegment]:
         found = _latents_of(segments)
@@ -135,25 +149,44 @@ class FlowPolicy:
 
         With guidance, the latents without and with their prompts are one batch.
         """
-        guided = guidance_scale != 1
-        rows = [*[""] * len(prompts), *prompts] if guided else list(prompts)
-        x = torch.cat((x_BCHW, x_BCHW)) if guided else x_BCHW
-        time = torch.full((len(x),), TRAINING_TIMES * self.shapes.time_scale * t, device=x.device)
-        conditions = self._conditions(rows)
-        with self._autocast(x.device):
-            v: Tensor = self.transformer(hidden_states=x, timestep=time, return_dict=False, **conditions)[0]
-        if not guided:
-            return v.float()
-        without, prompted = v.float().chunk(2)
+        if guidance_scale == 1:
+            return self._predict(prompts, x_BCHW, t, None)
+        found = self._predict([*[""] * len(prompts), *prompts], torch.cat((x_BCHW, x_BCHW)), t, None)
+        without, prompted = found.chunk(2)
         return sde.guided(without, prompted, guidance_scale)
+
+    def edit_velocity(self, prompts: Sequence[str], source_BCHW: Tensor, x_BCHW: Tensor, t: float) -> Tensor:
+        """Return the velocity [B C H W] of edits with these source latents, float32.
+
+        The branches are one batch. The one without source is left out where g_ref 1 removes it from the sum.
+        """
+        nothing, alone = [""] * len(prompts), self.guidance_reference == 1
+        rows = [*([] if alone else nothing), *nothing, *prompts]
+        count = 2 if alone else 3
+        sources = torch.cat((source_BCHW, source_BCHW) if alone else (source_BCHW * 0, source_BCHW, source_BCHW))
+        found = self._predict(rows, x_BCHW.repeat(count, 1, 1, 1), t, sources).chunk(count)
+        return sde.guided_edit(found[0], found[-2], found[-1], self.guidance_reference, self.guidance_scale)
+
+    def _predict(self, rows: Sequence[str], x_BCHW: Tensor, t: float, source_BCHW: Tensor | None) -> Tensor:
+        """Return the transformer's velocity [B C H W] for these prompts and source latents, float32."""
+        time = torch.full((len(x_BCHW),), TRAINING_TIMES * self.shapes.time_scale * t, device=x_BCHW.device)
+        conditions, references = self._conditions(rows), edits.references_of(self.transformer)
+        sources = torch.zeros_like(x_BCHW) if source_BCHW is None else source_BCHW
+        with self._autocast(x_BCHW.device), nullcontext() if references is None else references.given(sources):
+            v: Tensor = self.transformer(hidden_states=x_BCHW, timestep=time, return_dict=False, **conditions)[0]
+        return v.float()
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def _velocity(self, segments: Sequence[LatentSegment], step: int) -> Tensor:
         """Return the velocity of the latents that a step starts from: sampler, update and reference all call this."""
-        prompts, x = [one.prompt for one in segments], self.sampler.latents(segments, step)
-        return self.velocity(prompts, x, self.sampler.time(step), self.guidance_scale)
+        prompts, x, t = [one.prompt for one in segments], self.sampler.latents(segments, step), self.sampler.time(step)
+        sources = [one.source_CHW for one in segments if one.source_CHW is not None]
+        if not sources:
+            return self.velocity(prompts, x, t, self.guidance_scale)
+        assert len(sources) == len(segments), "edits and other images in one batch"
+        return self.edit_velocity(prompts, torch.stack(sources), x, t)
 
     def _conditions(self, prompts: Sequence[str]) -> Conditions:
         """Return the transformer's arguments for these prompts, one row each."""
@@ -245,10 +278,16 @@ class FlowPolicy:
             self._latent,
             self._conditions([""]),
             rollouts=rollouts,
-            guided=self.guidance_scale != 1,
+            branches=self._branches,
             checkpointing=checkpointing,
             dtype=self.dtype,
         )
+
+    @property
+    def _branches(self) -> int:
+        """The most rows of the transformer's batch for one image."""
+        edited = 2 if self.guidance_reference == 1 else 3
+        return max(1 + (self.guidance_scale != 1), 0 if edits.references_of(self.transformer) is None else edited)
 
     # -- files --------------------------------------------------------------------------------------------------------
 
@@ -264,7 +303,10 @@ class FlowPolicy:
         folder = directory / "transformer"
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(dict(self.config), indent=2) + "\n")
-        write_weights(self._saved_state("image"), folder, WEIGHTS)
+        own, added = edits.split(self._saved_state("image"))
+        write_weights(own, folder, WEIGHTS)
+        if added:
+            edits.save(added, directory / edits.EDITS)
         if self._lora is not None:
             self._lora.save(directory / ADAPTER)
 

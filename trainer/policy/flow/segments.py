@@ -31,6 +31,7 @@ class LatentSegment:
     clean_CHW    float32, the prediction of the image at the last step, which is the preview or in the end the image;
                  the noise itself before the first step
     noise_RCHW   float32, standard normal noise of the steps ahead, drawn in advance
+    source_CHW   float32, the noised latent of the source of an edit; None: no edit
     """
 
     kind: ClassVar[Modality] = "image"
@@ -40,6 +41,7 @@ class LatentSegment:
     logp_S: Tensor
     clean_CHW: Tensor
     noise_RCHW: Tensor
+    source_CHW: Tensor | None = None
 
     @property
     def step(self) -> int:

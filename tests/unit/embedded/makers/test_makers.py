@@ -20,7 +20,7 @@ from transformers import (
 
 from embedded import world
 from embedded.makers import detector, magvit, show_o
-from embedded.makers.__main__ import PARTS, make
+from embedded.makers.__main__ import CAPTIONS, PARTS, make
 from embedded.makers.dataset import QUICK, normalised
 from services.models import blip2, dinov2, face, open_clip, semantic
 from services.scorers.geneval.colour import ColorClassifier
@@ -148,9 +148,29 @@ def test_second_part_continues_from_the_first(toys: Path) -> None:
 
 
 def test_batch_mix_has_at_least_one_of_each() -> None:
-    assert show_o.LEARNING_MIX.counts(48) == (30, 6, 12)
-    assert show_o.UNCERTAIN_MIX.counts(44) == (20, 14, 10)
-    assert show_o.LEARNING_MIX.counts(3) == (2, 1, 1)
+    assert show_o.LEARNING_MIX.counts(48) == (30, 6, 12, 0)
+    assert show_o.UNCERTAIN_MIX.counts(44) == (20, 14, 10, 0)
+    assert show_o.LEARNING_MIX.counts(3) == (2, 1, 1, 0)
+    assert show_o.CAPTION_MIX.counts(32) == (6, 2, 2, 22)
+
+
+def test_captions_are_the_prompts_of_their_images(toys: Path) -> None:
+    """Without the answer that a concept's image may be drawn from; the weights start at the policy's."""
+    build = toys.parent / "build"
+    maker = show_o.ShowOMaker(
+        show_o.CAPTION_RECIPE, build, QUICK, toys / "magvit-world", show_o.CAPTION_MIX, toys / "show-o-world"
+    )
+    texts = maker.data["texts"]
+    for step in range(20):
+        codes, ((question, caption),) = maker._caption(np.random.default_rng(step))
+        assert question == "Describe the image in detail."
+        shown = [i for i, row in enumerate(maker.codes) if np.array_equal(row, codes.numpy())]
+        assert caption in {texts[i]["prompts"][0] for i in shown}
+    directory = make(CAPTIONS, toys, build, quick=True)
+    assert directory == build / CAPTIONS
+    first, second = (load_file(one / "pytorch_model.safetensors") for one in (toys / "show-o-world", directory))
+    name = "showo.model.layers.0.mlp.fc1.weight"
+    assert 0 < (first[name].float() - second[name].float()).abs().max() < 0.05
 
 
 def test_questions_of_one_image_do_not_see_each_other(toys: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from starlette.responses import Response
 
 from services.scorers.geneval2 import spellings
-from synod.contracts import GenEvalMetadata, Score, ScoreFailure, ScoreItem
+from synod.contracts import GenEvalClause, GenEvalMetadata, Score, ScoreFailure, ScoreItem
 from synod.scoring import geneval
 from tests.building import build
 from tests.judges import JudgeServer
@@ -114,3 +114,26 @@ def test_published_line_is_an_item() -> None:
         "prompt": "two metal toys",
         "geneval": {"tag": "geneval2", "include": [], "vqa_list": questions},
     }
+
+
+@pytest.mark.parametrize(
+    ("replies", "value"), [(["Three.", "Yes"], 1.0), (["Three.", "No"], 0.0), (["two", "yes"], 0.0)]
+)
+def test_one_wrong_reply_fails_the_checklist(server: JudgeServer, replies: list[str], value: float) -> None:
+    found = outcome(server, [server.completion(reply) for reply in replies], "all")
+    assert isinstance(found, Score)
+    assert found.value == value
+    assert found.detail["method"] == "all"
+
+
+def test_clauses_without_questions_make_them(server: JudgeServer) -> None:
+    server.script += [server.completion("two"), server.completion("two")]
+    scorer = build(kind="geneval2", url=server.url, model="m", method="all", limits={"concurrency": 1})
+    metadata = GenEvalMetadata("colors", (GenEvalClause("cow", 2, "red"),))
+    (found,) = scorer.score([ScoreItem(image=GREY, geneval=metadata)])
+    assert isinstance(found, Score)
+    assert found.value == 1.0
+    assert [atom["question"] for atom in found.detail["atoms"]] == [
+        "How many objects of the class 'cow' are in the image?",
+        "How many of the objects of the class 'cow' are red?",
+    ]

@@ -12,6 +12,7 @@ import pytest
 from synod.contracts import GenEvalClause, GenEvalMetadata, ScoreItem
 from synod.errors import SettingsError
 from synod.images import encode_png
+from synod.scoring.geneval import checklist
 from synod.scoring.inputs import sources
 
 COUNTING = {
@@ -72,13 +73,40 @@ def test_lines_may_name_images_and_have_null_columns(tmp_path: Path) -> None:
     assert asked.geneval == GenEvalMetadata("geneval2", (), (), (("Is it?", "Yes"),))
 
 
-def test_undecidable_clauses_make_judge_items(tmp_path: Path) -> None:
+def test_undecidable_clauses_make_questions(tmp_path: Path) -> None:
     image(tmp_path / "0.png")
     plain = {**PLUS, "include": [{"class": "dog", "color": "red"}], "tag": "color"}
     judged, counted = loaded(write(tmp_path / "g.jsonl", {**PLUS, "image": "0.png"}, {**plain, "image": "0.png"}))
-    assert judged.geneval is None
+    assert judged.geneval == GenEvalMetadata(
+        "pos/size",
+        (),
+        (),
+        (
+            ("How many objects of the class 'cat' are in the image?", "one"),
+            ("How many objects of the class 'dog' are in the image?", "one"),
+            ("Is the 'cat' in this part of the image: left?", "Yes"),
+            ("Is the 'cat' of this size, compared with what else is in the image: large?", "Yes"),
+            ("How many of the objects of the class 'dog' are red?", "one"),
+        ),
+    )
     assert judged.prompt == PLUS["prompt"]
     assert counted.geneval == GenEvalMetadata("color", (GenEvalClause("dog", 1, "red"),))
+
+
+def test_a_checklist_has_each_requirement_once() -> None:
+    """Clauses of one class add up; what is excluded beyond a count is a class that must not be there."""
+    clauses = [{"class": "cat", "count": 2, "color": "red"}, {"class": "cat", "color": "blue"}, {"class": "cup"}]
+    clauses += [{"class": "dog", "count": 11, "position": ["left of", 2]}]
+    found = checklist({"include": clauses, "exclude": [{"class": "cat", "count": 4}, {"class": "car", "count": 1}]})
+    assert found == [
+        ["How many objects of the class 'cat' are in the image?", "three"],
+        ["How many objects of the class 'cup' are in the image?", "one"],
+        ["How many objects of the class 'dog' are in the image?", "11"],
+        ["How many of the objects of the class 'cat' are red?", "two"],
+        ["How many of the objects of the class 'cat' are blue?", "one"],
+        ["Is the 'dog' left of the 'cup'?", "Yes"],
+        ["Is the image without any 'car'?", "Yes"],
+    ]
 
 
 @pytest.mark.parametrize(

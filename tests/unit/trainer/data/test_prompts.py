@@ -63,6 +63,16 @@ def test_the_longest_prompt_is_what_the_service_accepts(tmp_path: Path) -> None:
     assert read(tmp_path, "a.txt", "x" * MAX_CHARS) == ["x" * MAX_CHARS]
 
 
+def test_what_a_detector_cannot_decide_becomes_questions(tmp_path: Path) -> None:
+    """GenEval++'s region and size; without a count there is one object."""
+    line = {"tag": "pos/size", "include": [{"class": "cat", "region": "left"}], "prompt": "a cat on the left"}
+    (tmp_path / "plus.jsonl").write_text(json.dumps(line) + "\n")
+    (found,) = read_prompts(tmp_path / "plus.jsonl", "prompt")
+    assert found.geneval is not None
+    assert (found.tag, found.geneval.include) == ("pos/size", ())
+    assert [answer for _, answer in found.geneval.vqa_list] == ["one", "Yes"]
+
+
 def test_geneval_metadata_is_kept(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", [TWO | {"note": "ignored"}, {"prompt": "a cat", "tag": "mine"}])
     metadata = GenEvalMetadata("counting", (GenEvalClause("dog", 2),))

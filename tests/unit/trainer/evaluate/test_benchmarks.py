@@ -123,3 +123,17 @@ def test_fewer_prompts_are_spread_over_the_tags(count: int | None) -> None:
     if count is not None and count <= 480:
         assert max(numbers.values()) - min([numbers[tag] for tag in {p.tag for p in prompts}]) <= 1
     assert set(spread(prompts, (count or 554) - 1)) <= set(found), "a larger count contains a smaller one"
+
+
+def test_several_tags_have_a_row_each() -> None:
+    """A tag's images are its own; a file with one tag has none of these rows."""
+    benchmark = Prompts([Prompt("a", "pos"), Prompt("b", "size"), Prompt("c", "pos")], ["checklist"])
+    rows = [Row(i, 0, "", {"checklist": one}) for i, one in enumerate((Score(1.0), Score(0.0), LOST))]
+    cells = benchmark.reduce(rows).cells
+    assert {name: one["mean"].mean for name, one in cells.items()} == {
+        "checklist": 0.5,
+        "checklist: pos": 1.0,
+        "checklist: size": 0.0,
+    }
+    assert cells["checklist: pos"]["mean"].missing == 1
+    assert list(Prompts([Prompt("a", "pos")], ["checklist"]).reduce(rows[:1]).cells) == ["checklist"]

@@ -36,6 +36,7 @@ def run(tmp_path: Path) -> Path:
         (PHOTOGRAPHS, 2000, 10),
         (CLASS_WORD, 8, 20),
         (f"stage-1/{GRID}", 8, 30),
+        (f"stage-3/{GRID}", 8, 35),  # without an update
         ("stage-3/regions/drawn-000.png", 8, 40),
         ("stage-3/regions/region-000.png", 8, 50),
     ):
@@ -45,10 +46,20 @@ def run(tmp_path: Path) -> Path:
 
 def test_sheets_are_in_order_and_small(run: Path) -> None:
     found = view(run, "<bo>", CODES)["panels"]
-    assert [one["title"] for one in found] == ["photographs", "the class word, before", "after stage 1"]
+    assert [one["title"] for one in found] == [
+        "photographs",
+        "the class word, before",
+        "after stage 1",
+        "after stage 3",
+    ]
     pixels = [decode(base64.b64decode(one["data"]), LIMITS) for one in found]
-    assert [image[0, 0, 0] for image in pixels] == [10, 20, 30]
-    assert [image.shape[0] for image in pixels] == [544, 8, 8]  # a page of a few large images would have many megabytes
+    assert [image[0, 0, 0] for image in pixels] == [10, 20, 30, 35]
+    assert [image.shape[0] for image in pixels] == [
+        544,
+        8,
+        8,
+        8,
+    ]  # large images would make many megabytes
 
 
 def test_losses_of_answers_and_images_are_apart(run: Path) -> None:
@@ -73,7 +84,7 @@ def test_page_is_self_contained_and_balanced(run: Path) -> None:
     assert "&lt;bo&gt;" in page
     assert "<bo>" not in page
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
-    assert page.count("<img") == 5
+    assert page.count("<img") == 6
 
 
 def test_a_run_without_files_has_a_page(tmp_path: Path) -> None:
