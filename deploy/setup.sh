@@ -29,5 +29,6 @@ command -v docker-compose >/dev/null || want "docker-compose is missing, a test 
 
 [ -x "$venv/bin/python" ] || python3.11 -m venv "$venv"
 echo "setup: installing into $venv (about 3 GB with torch's CUDA build; minutes on a first run)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[service,trainer,job,wandb,dev]'
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[service,trainer,job,wandb,dev]'
+"$venv/bin/python" -W ignore -m compileall -qq -j 0 "$venv/lib" || true # on all cores, where pip uses one; some files are templates
 echo "setup: ready, $("$venv/bin/python" --version) in $venv"

@@ -132,7 +132,13 @@ def from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
     )
     rewards, audit = (
         tuple(
-            Reward(**{**one, "failure": None if one["failure"] is None else ScoreFailure(**one["failure"])})
+            Reward(
+                **{
+                    **one,
+                    "failure": None if one["failure"] is None else ScoreFailure(**one["failure"]),
+                    "tokens": tuple((token, logp) for token, logp in one["tokens"]),
+                }
+            )
             for one in document[name]
         )
         for name in ("rewards", "audit")

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", choices=PARTS, default="all", help="which models to train (all)")
     parser.add_argument("--only", choices=(*PARTS["all"], CAPTIONS), help="train this model only, in this process")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few images")
-    parser.add_argument("--no-quality", action="store_true", help="do not measure and rewrite embedded/QUALITY.md")
+    parser.add_argument("--no-quality", action="store_true", help="do not measure and rewrite embedded/QUALITY*.md")
     parser.add_argument(
         "--weights", type=Path, default=ROOT / "embedded/weights", help="directory of the model directories"
     )
@@ -75,10 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"failed: {', '.join(failed)}; run the same command again to continue", file=sys.stderr)
         return 1
     print(f"all models are trained; rendering and training took {total_s / 60:.1f} minutes, earlier runs included")
-    if not (options.no_quality or options.quick or options.parts == "flow"):
-        command = [sys.executable, "-m", "embedded.makers.quality", "--minutes", f"{total_s / 60:.1f}"]
-        return subprocess.call(command, cwd=ROOT)
-    return 0
+    measures = {"base": ["quality", "--minutes", f"{total_s / 60:.1f}"], "flow": ["flow_quality"]}
+    if options.no_quality or options.quick:
+        return 0
+    return max(
+        subprocess.call([sys.executable, "-m", f"embedded.makers.{module}", *arguments], cwd=ROOT)
+        for part, (module, *arguments) in measures.items()
+        if options.parts in (part, "all")
+    )
 
 
 def _add_elapsed(path: Path, seconds: float) -> float:

@@ -97,6 +97,19 @@ weights = {{ number = 0.5, bright = 0.25, face = 0.25 }}
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark for `--dist loadgroup` what runs in one process: the tests of a file, and all that use the service below."""
+    sharing = {item.path for item in items if _uses_the_service(item)}
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group("service" if item.path in sharing else item.path.stem))
+
+
+def _uses_the_service(item: pytest.Item) -> bool:
+    own = hasattr(getattr(item, "module", None), "service")
+    return not own and "service" in getattr(item, "fixturenames", ())
+
+
 class Client:
     """What a caller sees: bytes over HTTP."""
 

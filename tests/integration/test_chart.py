@@ -298,21 +298,15 @@ def steps_of(env: dict[str, str]) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_the_job_trains_and_its_logs_stream(deployed: Pods) -> None:
-    env = job_env(deployed, "whole")
-    output = train(deployed, env, 1)
-    assert "succeeded" in output
-    assert "training" in output  # the trainer's own progress
-    assert [json.loads(line)["step"] for line in steps_of(env)] == [0]
-
-
 def test_a_lora_run_and_its_evaluation_are_jobs(deployed: Pods) -> None:
-    """The trainer's own settings, then another command on what it left."""
+    """The trainer's own settings, whose log streams, then another command on what it left."""
     env = job_env(deployed, "lora")
     run = Path(env["SYNOD__TRAINER__RUN_DIR"])
     settings = of(deployed.objects, "ConfigMap")["data"]["service.toml"] + LORA
     command = ["synod", "train", "CONFIG", "--no-evaluation"]
-    assert "succeeded" in submit(deployed, deployed.job(config=settings, command=command), env)
+    output = submit(deployed, deployed.job(config=settings, command=command), env)
+    assert "succeeded" in output
+    assert "training" in output  # the trainer's own progress
     assert [json.loads(line)["step"] for line in steps_of(env)] == [0]
     assert (run / "policy/adapter/adapter_model.safetensors").exists()
     command = ["synod", "evaluate", f"/checkpoints/{run.name}", "--suite=geneval", *SMALL_EVALUATION]

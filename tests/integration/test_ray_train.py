@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,20 @@ def start(settings: TrainerSettings, toml: Path) -> subprocess.Popen[str]:
     )
 
 
+def workers_of(pid: int) -> list[int]:
+    """Return the workers of Ray Train that descend from a process; other tests may run workers at the same time."""
+    listed = subprocess.check_output(["ps", "-eo", "pid=,ppid=,args="], text=True)
+    rows = [line.split(maxsplit=2) for line in listed.splitlines()]
+    parents = {int(child): int(parent) for child, parent, *_ in rows}
+
+    def descends(one: int) -> bool:
+        return one == pid or (one in parents and descends(parents[one]))
+
+    named = (int(child) for child, _, *command in rows if re.match("ray::.*RayTrainWorker", "".join(command)))
+    return [one for one in named if descends(one)]
+
+
+@pytest.mark.xdist_group("test_quickstart")  # whose cluster Ray would find: both use /tmp/ray
 def test_a_killed_worker_is_replaced(
     ready: MakeSettings,  # noqa: F811
     world_dir: Path,  # noqa: F811
@@ -56,15 +71,12 @@ def test_a_killed_worker_is_replaced(
 
     After the third step the weights are those of a run in one process, and the records too.
     """
-    killed = threading.Event()
+    killed, started = threading.Event(), list[subprocess.Popen[str]]()
 
     def rewarding(number: int) -> None:
         if number == 5 and not killed.is_set():  # two groups of two requests: the second step
             killed.set()
-            victims = subprocess.run(
-                ["pgrep", "-f", "ray::.*RayTrainWorker"], capture_output=True, text=True, check=False
-            ).stdout.split()
-            os.kill(int(victims[0]), signal.SIGKILL)
+            os.kill(workers_of(started[0].pid)[0], signal.SIGKILL)
             time.sleep(1)
 
     options = {"PROMPTS_PER_STEP": "2", "STEPS": "3", "CHECKPOINT_EVERY": "1"}
@@ -73,9 +85,9 @@ def test_a_killed_worker_is_replaced(
         assert run_module.run(one, evaluated=False) == 0
     with serve(Judge(), rewarding) as url:
         two = ready(REWARDS__URL=url, RUN_DIR='"two"', **options)
-        process = start(two, world_dir / "train.toml")
-        said, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, said
+        started.append(start(two, world_dir / "train.toml"))
+        said, _ = started[0].communicate(timeout=200)
+    assert started[0].returncode == 0, said
     assert killed.is_set()
     assert "resuming from" in said
     assert "1 of 3 steps are done" in said

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from benchmarks.memory import peak_bytes, reset_peak, resident_bytes
+from synod import memory
+from tests.forked import in_new_process
+from trainer.policy.show_o.loading import load
 from trainer.policy.show_o.magvit import Magvit
 from trainer.policy.show_o.phi import PhiConfig
 from trainer.policy.show_o.policy import Wrapped
@@ -32,23 +34,19 @@ WIDTH = 2048 if FULL else 1024
 PUBLISHED_VOCAB = 58_498  # with it, two tensors are most of a small model
 CODES = 16
 
-# As the trainer does; a first load of a small model reads the libraries into memory.
-SCRIPT = """
-import json, sys
-import torch
-from benchmarks.memory import peak_bytes, resident_bytes, reset_peak
-from synod import memory
-from trainer.policy.show_o.loading import load
 
-memory.keep_freed_memory()
-load(sys.argv[1])
-reset_peak()
-before = resident_bytes()
-policy = load(sys.argv[2], dtype=getattr(torch, sys.argv[3]))
-values = [value for value in policy.module.state_dict().values()]
-assert {value.dtype for value in values} == {getattr(torch, sys.argv[3])}
-print(json.dumps({"peak": peak_bytes() - before, "now": resident_bytes() - before}))
-"""
+def load_and_measure(small: str, model: str, dtype: torch.dtype) -> dict[str, int]:
+    """Load as the trainer does; return the peak and the rest of resident memory, in bytes.
+
+    A first load of a small model reads the libraries into memory.
+    """
+    memory.keep_freed_memory()
+    load(small)
+    reset_peak()
+    before = resident_bytes()
+    policy = load(model, dtype=dtype)
+    assert {value.dtype for value in policy.module.state_dict().values()} == {dtype}
+    return {"peak": peak_bytes() - before, "now": resident_bytes() - before}
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +98,7 @@ def test_a_load_takes_little_more_than_the_weights(
     model = write_model(layers, WIDTH, vocab, suffix, getattr(torch, stored), shards)
     size = sum(path.stat().st_size for path in model.glob(f"*.{suffix}"))
     assert size > 500e6
-    command = [sys.executable, "-c", SCRIPT, str(small), str(model), stored]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    found = json.loads(ran.stdout.splitlines()[-1])
+    found = in_new_process(load_and_measure, str(small), str(model), getattr(torch, stored))
     print(
         f"{suffix} {stored} x {shards}, {size / 1e6:.0f} MB: peak {found['peak'] / size:.3f}, "
         f"after {found['now'] / size:.3f} of the weights"
