@@ -56,6 +56,8 @@ from trainer.update import MIN_REWARDS
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES: Final = {  # by what the names of their parameters contain, the first that fits
+    "final norm's bias": ("final_layernorm.bias",),
+    "final norm's gain": ("final_layernorm.weight",),
     "norms": ("norm",),
     "attention": ("q_proj", "k_proj", "v_proj", "self_attn"),
     "mlp": ("mlp", "fc1", "fc2"),
