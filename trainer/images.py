@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from synod.contracts import Pixels
 from synod.images import encode_png
@@ -28,15 +27,6 @@ def write_images(directory: Path, name: str, images: Mapping[int, Pixels]) -> No
     """Write images uint8 [H W 3] by their numbers, number 7 as `directory`/NAME-007.png."""
     for index, image in images.items():
         write_whole(directory / image_name(name, index), encode_png(image))
-
-
-def to_square(image: Pixels, side: int) -> Pixels:
-    """Crop the centre and resize: uint8 [H W 3] -> [side side 3]."""
-    height, width = image.shape[:2]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    cut = Image.fromarray(image[top : top + short, left : left + short])
-    return np.array(cut.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def sheet(images: Sequence[Pixels], columns: int = 4) -> Pixels:

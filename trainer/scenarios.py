@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from synod.contracts import Pixels, Reasoning, ScoreItem
-from trainer.images import to_square
+from synod.images import to_square
 from trainer.settings.data import TEMPLATES
 from trainer.types import ConceptProfile, Condition, Draw, Line, Pathway, Prompt, Query, Result, RewardSpec, Task
 

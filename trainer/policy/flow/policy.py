@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from synod.contracts import Pixels
-from trainer.images import to_square
+from synod.images import to_square
 from trainer.policy.base import ParameterGroup, Terms
 from trainer.policy.flow import edits, memory, sde
 from trainer.policy.flow.memory import Dtype
