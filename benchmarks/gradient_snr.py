@@ -41,12 +41,13 @@ from trainer.clock import Clock
 from trainer.credit import modality_advantages, rewarded
 from trainer.data.source import training_tasks, wanted_rewards
 from trainer.distributed import ONE_RANK
+from trainer.groups import ScoredGroup
 from trainer.passes import accumulate, passes_of
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.intrinsic import with_intrinsic
 from trainer.rewards.service import RewardService
-from trainer.rollout import ScoredGroup, draw_groups
+from trainer.rollout import draw_groups
 from trainer.run import make_policy
 from trainer.screen_plan import ScreenPlan
 from trainer.settings import TrainerSettings, load
@@ -55,6 +56,8 @@ from trainer.update import MIN_REWARDS
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES: Final = {  # by what the names of their parameters contain, the first that fits
+    "final norm's bias": ("final_layernorm.bias",),
+    "final norm's gain": ("final_layernorm.weight",),
     "norms": ("norm",),
     "attention": ("q_proj", "k_proj", "v_proj", "self_attn"),
     "mlp": ("mlp", "fc1", "fc2"),

@@ -43,11 +43,12 @@ from trainer.policy.show_o.segments import ImageSegment
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.served import Wanted
 from trainer.rewards.service import RewardService
-from trainer.rollout import continue_images, reward_items, start
 from trainer.run import make_policy
 from trainer.run_dir import run_lock
+from trainer.sampling import reward_items
 from trainer.scenarios import surrogate_item
 from trainer.settings import SyncR1Settings, TrainerSettings, load
+from trainer.turns import continue_images, start
 from trainer.types import Reward, RewardSpec, Rollout, Segment, Task
 
 ROOT: Final = Path(__file__).resolve().parents[1]

@@ -23,20 +23,38 @@ else:
 ENV_PREFIX: Final = "SYNOD__"
 
 
-def read(path: Path, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the file's tree with overrides from `environ` (default: os.environ). Raises SettingsError."""
+def read(path: Path, environ: Mapping[str, str] | None = None, changes: Sequence[Path] = ()) -> dict[str, Any]:
+    """Return the file's tree, with the values of `changes` in its place, then those of `environ` (default: os.environ).
+
+    A table of a changes file is merged with the file's, key by key. Raises SettingsError.
+    """
+    tree = _parsed(path)
+    for one in changes:
+        _merge(tree, _parsed(one))
+    for name, text in (os.environ if environ is None else environ).items():
+        if name.startswith(ENV_PREFIX):
+            _override(tree, name, text)
+    return tree
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     try:
-        tree = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except OSError as error:
         raise SettingsError(
             f"settings file {path}: {error.strerror}. Give a TOML such as deploy/configs/embedded.toml"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"settings file {path}: {error}") from None
-    for name, text in (os.environ if environ is None else environ).items():
-        if name.startswith(ENV_PREFIX):
-            _override(tree, name, text)
-    return tree
+
+
+def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        below = tree.get(key)
+        if isinstance(value, Mapping) and isinstance(below, dict):
+            _merge(below, value)
+        else:
+            tree[key] = value
 
 
 def settings_error(path: Path, errors: Sequence[Mapping[str, Any]], table: str = "") -> SettingsError:

@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   synod train deploy/configs/embedded.toml
   synod train deploy/configs/embedded.toml --steps 25 --run-dir runs/short
   SYNOD__TRAINER__OPTIMIZER__LR=5e-5 synod train deploy/configs/embedded.toml --run-dir runs/lower
+  synod train deploy/configs/embedded.toml --with deploy/configs/ablations/without_dgs.toml --run-dir runs/all
   synod train deploy/configs/embedded.toml --dry-run    time and memory of one group, before a long run
   torchrun --standalone --nproc-per-node 8 --shutdown-timeout 600 -m trainer CONFIG.toml   on 8 GPUs of this machine
   SYNOD__TRAINER__RANKS__WORKERS=8 synod train CONFIG.toml      in 8 workers of a Ray cluster, each with one GPU
@@ -71,6 +72,15 @@ def _train(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "config", type=Path, help="settings TOML with a [trainer] table, such as deploy/configs/embedded.toml"
     )
+    parser.add_argument(
+        "--with",
+        dest="changes",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="TOML",
+        help="settings that replace those of CONFIG, such as deploy/configs/ablations/without_tia.toml; repeatable",
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="override [trainer] steps")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="override [trainer] run_dir")
     parser.add_argument("--url", help="override [trainer.rewards] url")
@@ -85,7 +95,7 @@ def _train(arguments: Sequence[str]) -> int:
         "REWARDS__URL": options.url,
     }
     environ = {f"SYNOD__TRAINER__{key}": str(value) for key, value in overrides.items() if value is not None}
-    settings = load(options.config, {**os.environ, **environ})
+    settings = load(options.config, {**os.environ, **environ}, options.changes)
     return _dry_run(settings) if options.dry_run else _run(settings, evaluated=not options.no_evaluation)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.algorithms.advantage import Slope, population_baseline, step_advantages
 from trainer.algorithms.aggregate import GroupRewards, without_fixed
 from trainer.algorithms.screen import extremes
-from trainer.rollout import ScoredGroup
+from trainer.groups import ScoredGroup
 from trainer.settings import LossSettings, ScreenSettings
 from trainer.types import MODALITIES, Modality, Pathway, Reward, RewardSpec
 

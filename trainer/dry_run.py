@@ -16,6 +16,7 @@ from trainer.algorithms.threshold import make_controller
 from trainer.clock import Clock
 from trainer.data.source import training_tasks, wanted_rewards
 from trainer.distributed import ONE_RANK
+from trainer.groups import ScoredGroup
 from trainer.memory import GB
 from trainer.out_of_memory import configuration_of, explain_out_of_memory, memory_of
 from trainer.policy.base import Policy
@@ -23,7 +24,7 @@ from trainer.processes import processes
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.intrinsic import with_intrinsic
 from trainer.rewards.service import RewardService
-from trainer.rollout import ScoredGroup, draw_groups
+from trainer.rollout import draw_groups
 from trainer.run import make_policy
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState

@@ -13,8 +13,8 @@ from trainer.credit import Credit
 from trainer.distributed import Ranks, Sharding
 from trainer.errors import NonFinite
 from trainer.gradient_meter import GradientMeter
+from trainer.groups import ScoredGroup
 from trainer.policy.base import Policy
-from trainer.rollout import ScoredGroup
 from trainer.settings import LossSettings, TrainerSettings
 from trainer.types import MODALITIES, Modality, Rollout, Segment
 

@@ -13,7 +13,7 @@ from typing import Any
 from trainer.algorithms.audit import Audit, Correlation, Observed
 from trainer.algorithms.auto import MEMORY, group_work
 from trainer.algorithms.costs import Costs, Work
-from trainer.rollout import ScoredGroup
+from trainer.groups import ScoredGroup
 from trainer.settings import TrainerSettings
 from trainer.types import Pathway
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.algorithms.auto import AutoScreen, Estimate, Foresight, screen_name
 from trainer.algorithms.costs import Costs
-from trainer.rollout import ScoredGroup
+from trainer.groups import ScoredGroup
 from trainer.screen_audit import restored_correlation
 from trainer.settings import TrainerSettings
 from trainer.types import Pathway

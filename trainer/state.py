@@ -23,9 +23,9 @@ from trainer.checkpoint import CheckpointMismatch
 from trainer.credit import SlopeKey, update_reward_slopes
 from trainer.distributed import ONE_RANK, WHOLE, Ranks, Sharding, part, shard, whole
 from trainer.ema import Ema
+from trainer.groups import Previews, ScoredGroup
 from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
-from trainer.rollout import Previews, ScoredGroup
 from trainer.screen_audit import audit_record, restored, restored_costs, update_audits, update_costs
 from trainer.screen_auto import auto_record, first_screen, moves, restored_screen, update_screens
 from trainer.screen_plan import ScreenPlan, auto_plan, fixed_plan

@@ -18,12 +18,13 @@ from trainer.data.source import training_tasks
 from trainer.distributed import ONE_RANK, Ranks
 from trainer.errors import NonFinite
 from trainer.evaluate.during import HeldOut
+from trainer.groups import ScoredGroup
 from trainer.out_of_memory import explain_out_of_memory
 from trainer.policy.base import Policy
 from trainer.report.metrics import Metrics, show
 from trainer.report.records import log_images, save_failed_groups, step_record
 from trainer.rewards.base import RewardBackend
-from trainer.rollout import ScoredGroup, draw_groups, replace_flat_groups
+from trainer.rollout import draw_groups, replace_flat_groups
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.stop import stop_on_signal

@@ -14,10 +14,10 @@ from trainer.credit import Slopes, modality_advantages, rewarded
 from trainer.distributed import ONE_RANK, WHOLE, Ranks, Sharding, whole
 from trainer.errors import NonFinite
 from trainer.gradient_meter import GradientMeter
+from trainer.groups import ScoredGroup
 from trainer.optim import learning_rates
 from trainer.passes import Found, accumulate, in_step, passes_of
 from trainer.policy.base import Policy
-from trainer.rollout import ScoredGroup
 from trainer.settings import TrainerSettings
 from trainer.types import MODALITIES, Modality
 

@@ -11,14 +11,15 @@ Groups of arms, with the CPU minutes of one seed, measuring included (estimates:
     tokens      Fig. 10: 0, 1, 4, 8, 16 and 32 soft tokens, three concepts                  18 arms   120 minutes
     grid        Fig. 6, left: a third to 3 times the epochs, 3 to 12 images, no stage 3     27 arms   150 minutes
     geneval     Fig. 7: 480 prompts of GenEval before and after each stage, one concept      1 arm     12 minutes
+    ablations   Tables 2, 3, 6 of Sync-R1, six concepts an arm; needs `make up`             11 arms   165 minutes
 
 Measured elsewhere: the columns of UnifyBench and UnifyBench++ by benchmarks.personal_suites (15 minutes), one step at
-full size by benchmarks.personal_real_size, the base itself by `make weights` (90), and Sync-GRPO on concepts and the
-arms of its tables by `synod train` with a service (15 a training).
+full size by benchmarks.personal_real_size, and the base itself by `make weights` (90).
 
 An arm is one concept, one seed and some settings. Its result is one JSON in RUNS/results, and an arm that has one is
 not run again: the same command goes on after a stop, however it was stopped. `--minutes` begins no arm after so long.
-The CPU time of a stage that was stopped and resumed is unknown, null.
+The CPU time of a stage that was stopped and resumed is unknown, null. An arm of "ablations" is all concepts and one
+seed (`benchmarks.personalization.ablations`), and has its tables in --ablations-out.
 
 Facts that only text states are measured by the detector's accessory pixels; chance is .1, and "clear" prompts say the
 colour themselves. "no rows" calls the concept by its class.
@@ -34,6 +35,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +43,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import command, commit, machine
+from benchmarks.personalization.ablations import Ablation, ablations, run_ablation, tables
 from benchmarks.personalization.general import General, judge
 from benchmarks.personalization.measure import Figures, Meter, drawn
 from embedded import world
@@ -59,6 +62,7 @@ UNIFY: Final = ROOT / "embedded/data/unify"
 NAMES: Final = tuple(profile.name.strip("<>") for profile in world.UNSEEN)
 FEW: Final = ("uma", "taz", "vale")  # one of each kind, for arms that repeat a training several times
 GROUPS: Final = ("stages", "no_stage_1", "regions", "tokens", "grid", "geneval")
+ABLATIONS: Final = "ablations"
 KNOWLEDGE: Final = ("stages", "no_stage_1")  # groups whose images of facts are measured
 OTHERS: Final = ["a photo of a red car", "a photo of two dogs", "a photo of a person on the beach"]
 
@@ -205,29 +209,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", choices=GROUPS, action="append", help="groups of arms; repeatable (default: all)")
+    choices = (*GROUPS, ABLATIONS)
+    parser.add_argument(
+        "--only", choices=choices, action="append", help="groups; repeatable (default: all but the last)"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each arm")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no arm after so many minutes")
     parser.add_argument("--config", type=Path, default=CONFIG, help="settings of every arm; the environment overrides")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/personalization", help="where the trainings go")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/personalization_stages.json")
+    parser.add_argument(
+        "--ablations-out", type=Path, default=ROOT / "benchmarks/results/personalization_ablations.json"
+    )
+    parser.add_argument("--steps", type=int, default=40, help="updates of Sync-GRPO in an arm of ablations (40)")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the service that rewards them")
     parser.add_argument("--summary", action="store_true", help="run nothing")
     options = parser.parse_args(arguments)
-    results, until = options.runs.resolve() / "results", time.monotonic() + 60 * options.minutes
-    wanted = [arm for group in options.only or GROUPS for seed in range(options.seeds) for arm in arms(group, seed)]
-    for arm in wanted:
-        path = results / f"{arm.key}.json"
+    jobs, results = _jobs(options), options.runs.resolve() / "results"
+    until = time.monotonic() + 60 * options.minutes
+    for key, job in jobs.items():
+        path = results / f"{key}.json"
         if options.summary or path.exists() or time.monotonic() > until:
             continue
-        print(f"{arm.key}: training and measuring", flush=True)
-        found = run_arm(arm, options.runs.resolve(), options.config)
+        print(f"{key}: training and measuring", flush=True)
+        found = job()
         write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
         print(json.dumps(found["figures"]), flush=True)
-    left = sum(not (results / f"{arm.key}.json").exists() for arm in wanted)
-    document = {"command": command(), "commit": commit(), "machine": machine(), "left": left, "arms": summary(results)}
-    options.out.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"{len(wanted) - left} of {len(wanted)} arms are done; wrote {options.out}")
+    left = sum(not (results / f"{key}.json").exists() for key in jobs)
+    document = {"command": command(), "commit": commit(), "machine": machine(), "left": left}
+    if ABLATIONS in (options.only or ()):
+        found = tables(results / ABLATIONS, options.seeds)
+        write_whole(options.ablations_out, (json.dumps({**document, "tables": found}, indent=1) + "\n").encode())
+    if options.only != [ABLATIONS]:
+        found = summary(results)
+        write_whole(options.out, (json.dumps({**document, "arms": found}, indent=1) + "\n").encode())
+    print(f"{len(jobs) - left} of {len(jobs)} arms are done")
     return 0
+
+
+def _jobs(options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return what trains and measures each wanted arm, by the name of its result."""
+    jobs: dict[str, Callable[[], dict[str, Any]]] = {}
+    runs = options.runs.resolve()
+    for group in options.only or GROUPS:
+        for seed in range(options.seeds):
+            if group == ABLATIONS:
+                for one in ablations(seed, options.steps):
+                    jobs[f"{ABLATIONS}/{one.key}"] = partial(_run_ablation, one, runs, options.config, options.url)
+            else:
+                jobs |= {arm.key: partial(run_arm, arm, runs, options.config) for arm in arms(group, seed)}
+    return jobs
+
+
+def _run_ablation(arm: Ablation, runs: Path, config: Path, url: str) -> dict[str, Any]:
+    """Train and measure an arm that begins with the stages of the group "stages", or with rows of the class word."""
+    untrained = {f"stage_{number}": {"epochs": 0} for number in (1, 2)}
+    group, changes = ("stages", {}) if arm.trained_stages else ("class_word", untrained)
+    starts = {name: Arm(group, "all", name, arm.seed, changes) for name in NAMES}
+    return run_ablation(arm, {name: settings_of(one, runs, config) for name, one in starts.items()}, runs, url)
 
 
 if __name__ == "__main__":

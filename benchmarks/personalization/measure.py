@@ -19,11 +19,13 @@ from services.scorers.base import Scorer
 from services.scorers.bleu import bleu
 from services.settings import load as load_service
 from synod.contracts import Concept, Pixels, ScoreItem
+from trainer.evaluate.compare import right
 from trainer.personalize.examples import NO, YES
 from trainer.personalize.records import ConceptRecord, load_image
 from trainer.policy.base import TextSegment
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import END
+from trainer.scenarios import compound, textual_query
 from trainer.types import Query
 
 IMAGES, RIVALS, BATCH = 24, 9, 12
@@ -126,6 +128,24 @@ class Meter:
             right = [color == looks[i // count].color for i, color in enumerate(colors)]
             found |= {f"color_{key}": float(np.mean(right)), f"accessory_{key}": 1 - colors.count(None) / len(colors)}
         return found
+
+    @torch.no_grad()
+    def reasoning(self, policy: ShowO) -> Figures:
+        """Return what is said and drawn of held-out facts: a query lists all facts and a prompt that hints at one."""
+        rng, known = np.random.default_rng([53, self._seed]), self.concept.facts
+        asked = [fact for fact in self.concept.plus.facts if fact.split == "test" for _ in range(BATCH)]
+        orders = [[known[i] for i in rng.permutation(len(known))] for _ in asked]
+        queries = [Query(textual_query(order, fact.prompt)) for order, fact in zip(orders, asked, strict=True)]
+        replies = [one.text for one in policy.answer(queries, [(self._seed, 11, i) for i in range(len(asked))])]
+        truths = [[float(one == fact.text) for one in order] for order, fact in zip(orders, asked, strict=True)]
+        prompts = [compound(fact.prompt, reply) for fact, reply in zip(asked, replies, strict=True)]
+        colors = accessory_colors(drawn(policy, prompts, self._seed))
+        wanted = [self._profile.attributes[known.index(fact.text)].color for fact in asked]
+        return {
+            "rea_bleu": float(np.mean([bleu((one.text,), reply) for one, reply in zip(asked, replies, strict=True)])),
+            "rea_right": float(np.mean([right(*one) for one in zip(replies, orders, truths, strict=True)])),
+            "rea_gen_color": float(np.mean([a == b for a, b in zip(colors, wanted, strict=True)])),
+        }
 
 
 def drawn(policy: ShowO, prompts: Sequence[str], seed: int) -> list[Pixels]:

@@ -35,13 +35,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # Longest training first, so that two workers finish at about the same time.
 SCORERS = ("blip2-world", "detector-world", "dinov2-world", "face-world", "clip-world")
 TOKENIZER, POLICY = "magvit-world", "show-o-world"
-PICTURE, SCENES, LANGUAGE = "picture-world", "clip-scene-world", "language-world"
+SANA, SCENES, LANGUAGE = "sana-world", "clip-scene-world", "language-world"
 CAPTIONS = "show-o-captions"  # not embedded: what the policy becomes that also describes images
 NAMES = (*SCORERS, TOKENIZER, POLICY)
-FLOW = (PICTURE, LANGUAGE, SCENES)
+FLOW = (SANA, LANGUAGE, SCENES)
 PARTS = {"base": NAMES, "flow": FLOW, "all": (*NAMES, *FLOW)}
 WORKERS = 2
-THREADED = (TOKENIZER, POLICY, CAPTIONS, PICTURE)  # trained alone, with WORKERS threads
+THREADED = (TOKENIZER, POLICY, CAPTIONS, SANA)  # trained alone, with WORKERS threads
 Step: TypeAlias = "tuple[Recipe, Callable[[Recipe, Path, Sizes], Maker]]"  # a part of a training
 
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", choices=PARTS, default="all", help="which models to train (all)")
     parser.add_argument("--only", choices=(*PARTS["all"], CAPTIONS), help="train this model only, in this process")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few images")
-    parser.add_argument("--no-quality", action="store_true", help="do not measure and rewrite embedded/QUALITY.md")
+    parser.add_argument("--no-quality", action="store_true", help="do not measure and rewrite embedded/QUALITY*.md")
     parser.add_argument(
         "--weights", type=Path, default=ROOT / "embedded/weights", help="directory of the model directories"
     )
@@ -75,10 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"failed: {', '.join(failed)}; run the same command again to continue", file=sys.stderr)
         return 1
     print(f"all models are trained; rendering and training took {total_s / 60:.1f} minutes, earlier runs included")
-    if not (options.no_quality or options.quick or options.parts == "flow"):
-        command = [sys.executable, "-m", "embedded.makers.quality", "--minutes", f"{total_s / 60:.1f}"]
-        return subprocess.call(command, cwd=ROOT)
-    return 0
+    measures = {"base": ["quality", "--minutes", f"{total_s / 60:.1f}"], "flow": ["flow_quality"]}
+    if options.no_quality or options.quick:
+        return 0
+    return max(
+        subprocess.call([sys.executable, "-m", f"embedded.makers.{module}", *arguments], cwd=ROOT)
+        for part, (module, *arguments) in measures.items()
+        if options.parts in (part, "all")
+    )
 
 
 def _add_elapsed(path: Path, seconds: float) -> float:
@@ -138,14 +142,14 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
     return directory
 
 
-def _flow_parts(picture: Path, detector: Path) -> dict[str, list[Step]]:
+def _flow_parts(pipeline: Path, detector: Path) -> dict[str, list[Step]]:
     """Return the parts of the flow models. diffusers takes seconds to import: the other models do without it."""
     from embedded.makers import clip_scene, codec, flow, language
 
     return {
-        PICTURE: [
+        SANA: [
             (codec.RECIPE, partial(codec.CodecMaker, detector=detector)),
-            (flow.RECIPE, partial(flow.PictureMaker, pipeline=picture)),
+            (flow.RECIPE, partial(flow.SanaMaker, pipeline=pipeline)),
         ],
         LANGUAGE: [(language.RECIPE, language.LanguageMaker)],
         SCENES: [(clip_scene.RECIPE, clip_scene.ClipSceneMaker)],
@@ -163,7 +167,7 @@ def _train_everything(options: argparse.Namespace) -> list[str]:
     }
     turns = {
         "base": ((SCORERS, WORKERS), ((TOKENIZER,), 1), ((POLICY,), 1)),
-        "flow": (((PICTURE,), 1), ((LANGUAGE, SCENES), WORKERS)),
+        "flow": (((SANA,), 1), ((LANGUAGE, SCENES), WORKERS)),
     }
     for part in ("base", "flow") if options.parts == "all" else (options.parts,):
         for draw in images[part]:

@@ -28,6 +28,7 @@ from services.scorers import registry
 from services.settings import load as load_service
 from services.settings_types import ScorerSettings
 from synod.contracts import Pixels, ScoreItem
+from trainer.policy.base import Policy
 from trainer.policy.show_o.loading import load
 from trainer.policy.show_o.policy import Sampling, ShowO
 from trainer.scenarios import compound
@@ -42,7 +43,7 @@ LEAST = KINDS * len(world.CONCEPTS) // 2  # images for each GenEval task, so tha
 T = TypeVar("T")
 
 
-def drawn(policy: ShowO, prompts: Sequence[str]) -> list[Pixels]:
+def drawn(policy: Policy, prompts: Sequence[str]) -> list[Pixels]:
     """Draw an image of each prompt."""
     images: list[Pixels] = []
     for first in range(0, len(prompts), BATCH):
@@ -52,7 +53,7 @@ def drawn(policy: ShowO, prompts: Sequence[str]) -> list[Pixels]:
     return images
 
 
-def geneval(policy: ShowO, settings: ScorerSettings, per_task: int) -> dict[str, Metric]:
+def geneval(policy: Policy, settings: ScorerSettings, per_task: int) -> dict[str, Metric]:
     """Return GenEval's official share of right images for each task, and `overall`, the mean over tasks."""
     rng = np.random.default_rng(SEED)
     prompts = [p for task in world.GENEVAL_TASKS for p in _several(world.POOLS[task, "heldout"], per_task, rng)]

@@ -1,4 +1,4 @@
-"""The codec of picture-world: diffusers' AutoencoderDC, 64 x 64 pixels <-> latents of 16 x 8 x 8.
+"""The codec of sana-world: diffusers' AutoencoderDC, 64 x 64 pixels <-> latents of 16 x 8 x 8.
 
 A small flow model draws well only latents that are easy to learn. So they have mean 0 and variance 1 in every channel,
 classes and colours can be read from them linearly, and the decoder is trained on latents with noise.

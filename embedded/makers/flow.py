@@ -1,4 +1,4 @@
-"""picture-world: supervised pre-training of a small SANA, with its text encoder, on the latents of the codec.
+"""sana-world: supervised pre-training of a small SANA, with its text encoder, on the latents of the codec.
 
 As UniRL-Zero's appendix A.3: x_t = (1 - t) x_0 + t noise with t = sigmoid(normal), the target is v = noise - x_0, every
 time has the same weight, and a tenth of the texts is dropped for guidance. A text is a prompt, in a share of the cases
@@ -42,7 +42,7 @@ SHIFT = 3.0  # of the sampling schedule, as published
 WORKERS = 2  # parts of a batch, each computed by a thread of its own
 
 
-class PictureMaker:
+class SanaMaker:
     """Train the transformer and the text encoder of a pipeline whose codec is finished."""
 
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes, pipeline: Path) -> None:

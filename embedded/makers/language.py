@@ -1,6 +1,6 @@
 """language-world: a tiny Qwen2.5-VL that describes images, answers questions, refines prompts and judges images.
 
-A refined prompt says where everything is, in words that picture-world was trained on; so does the feedback to a wrong
+A refined prompt says where everything is, in words that sana-world was trained on; so does the feedback to a wrong
 image. Both are in UniRL-Zero's format of replies, so that reinforcement learning starts from it (its appendix A.4).
 """
 
@@ -31,14 +31,11 @@ from embedded.makers.drawings import all_texts, drawings
 from embedded.makers.loop import Recipe
 from embedded.makers.texts import tokenizer
 from trainer.rewards.intrinsic import QUESTION
+from trainer.settings.data import REFLECT
 
 RECIPE = Recipe(seed=23, steps=4000, batch=32, lr=2e-3)
 MAX_TEXT = 256  # tokens, with those of an image
 REFINE: Final = 'Say where everything is in "{prompt}".'
-JUDGE: Final = (
-    'Does this image show the prompt "{prompt}"? Begin with <answer>Yes</answer> or <answer>No</answer>. Then say what '
-    "has to change, if anything."
-)
 YES, NO, REFINED = "<answer>yes</answer>", "<answer>no</answer> {words}", "<answer>{words}</answer>"
 WRONG: Final = 0.5  # share of judged images that show another prompt
 TAGS = ("<answer>", "</answer>")
@@ -116,8 +113,8 @@ class LanguageMaker:
         row, other = self._row(rng), self._row(rng)
         shown, record = self.texts[row], self.texts[other]
         if rng.random() >= WRONG or shown["prompt"] == record["prompt"]:
-            return row, JUDGE.format(prompt=shown["prompt"]), YES
-        return row, JUDGE.format(prompt=record["prompt"]), NO.format(words=record["words"])
+            return row, REFLECT.format(prompt=shown["prompt"]), YES
+        return row, REFLECT.format(prompt=record["prompt"]), NO.format(words=record["words"])
 
     def _row(self, rng: np.random.Generator) -> int:
         return int(rng.integers(len(self.texts)))
@@ -142,7 +139,7 @@ def new_processor() -> Qwen2_5_VLProcessor:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    questions = [text.format(prompt="a photo") for text in (QUESTION, REFINE, JUDGE, YES, NO.format(words=""))]
+    questions = [text.format(prompt="a photo") for text in (QUESTION, REFINE, REFLECT, YES, NO.format(words=""))]
     words = tokenizer([*all_texts(), *questions, "user assistant"], MAX_TEXT)
     words.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     words.add_special_tokens({"additional_special_tokens": list(SPECIAL), "eos_token": END, "pad_token": PAD})

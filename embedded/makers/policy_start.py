@@ -25,10 +25,10 @@ from trainer.evaluate.compare import right
 from trainer.policy.base import Policy
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.segments import ImageSegment
-from trainer.rollout import continue_images, start
 from trainer.run import make_policy
 from trainer.scenarios import surrogate_item
 from trainer.settings import SyncR1Settings, TrainerSettings
+from trainer.turns import continue_images, start
 from trainer.types import Segment, Task
 
 PROMPTS, PROMPTS_RANKED, ROLLOUTS = 360, 24, 24

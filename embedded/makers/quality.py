@@ -10,7 +10,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from embedded.makers import augment, metrics, policy_start
+from embedded.makers.__main__ import NAMES
 from embedded.makers.metrics import Degradation, Metric
 from services.scorers.der import DerSettings
 from services.scorers.fer import FerSettings
@@ -70,8 +71,6 @@ over {rollouts} rollouts of a prompt and averaged over prompts, of BER on the pr
 parts, the second with a perceptual loss on the detector's features) and then the policy with two threads.
 Training minutes are CPU minutes per thread. {elapsed}
 
-| model | parameters | bytes | steps | batch | seed | training |
-|---|--:|--:|--:|--:|--:|--:|
 {models}"""
 Row = tuple[str, int, list[float], float | None]  # the last value is that of TOKENS
 
@@ -83,8 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "embedded/QUALITY.md")
     parser.add_argument("--minutes", type=float, help="what rendering and training everything took")
     options = parser.parse_args(arguments)
+    # Golden scores are recorded after the weights.
     service, trainer = load(options.settings, without=("golden",)), load_trainer(options.settings)
-    rows = measure(service, tokenizer(trainer))  # golden scores are recorded after the weights
+    rows = measure(service, {**DEGRADATIONS, TOKENS: tokenizer(trainer)})
     start = policy_start.measure(service, trainer, SEED + 5)
     options.output.write_text(document(rows, start, options.weights, options.minutes))
     low = [name for name, _, values, floor in rows if floor is not None and min(values[:-1]) < floor]
@@ -102,8 +102,8 @@ def tokenizer(settings: TrainerSettings) -> Degradation:
     return lambda image: vq.decode(vq.encode([image]))[0]
 
 
-def measure(settings: Settings, tokens: Degradation) -> list[Row]:
-    """Return a row per metric: name, n, its value after each of DEGRADATIONS and `tokens`, floor."""
+def measure(settings: Settings, degradations: Mapping[str, Degradation]) -> list[Row]:
+    """Return a row per metric: name, n, its value after each of the degradations, floor."""
     geneval, der, fer = (settings.scorers[name] for name in ("geneval", "der", "fer"))
     assert isinstance(geneval, GenEvalSettings)
     assert isinstance(der, DerSettings)
@@ -119,30 +119,39 @@ def measure(settings: Settings, tokens: Degradation) -> list[Row]:
     ]
     rows: list[Row] = []
     for part in tqdm(parts, desc="measuring"):
-        by_degradation = [part(degrade) for degrade in (*DEGRADATIONS.values(), tokens)]
+        by_degradation = [part(degrade) for degrade in degradations.values()]
         rows += [(f[0].name, f[0].n, [one.value for one in f], f[0].floor) for f in zip(*by_degradation, strict=True)]
     return rows
 
 
 def document(rows: Sequence[Row], policy: Sequence[Metric], weights: Path, minutes: float | None = None) -> str:
     """Return the text of QUALITY.md; `minutes` is the duration of `make weights`, if it ran from start to end."""
-    columns = [*DEGRADATIONS, TOKENS]
-    heads = f"| metric | n | {' | '.join(columns)} | floor |\n|---|--:|{'--:|' * len(columns)}--:|\n"
-    initial = "".join(f"| {one.name} | {one.n} | {_format_value(one)} |\n" for one in policy)
-    models = "".join(_model_line(path) for path in sorted(weights.iterdir()) if (path / "training.json").exists())
+    initial = "".join(f"| {one.name} | {one.n} | {format_value(one)} |\n" for one in policy)
     return _TEXT.format(
         seeds=f"{SEED} to {SEED + 5}",
         most=100 * MAX_TOKENIZER_LOSS,
         start=f"| metric | n | value |\n|---|--:|--:|\n{initial}",
         rollouts=policy_start.ROLLOUTS,
-        main=heads + "".join(_line(row) for row in rows if row[3] is not None),
-        parts=heads + "".join(_line(row) for row in rows if row[3] is None),
-        models=models,
+        main=scores_table((row for row in rows if row[3] is not None), [*DEGRADATIONS, TOKENS]),
+        parts=scores_table((row for row in rows if row[3] is None), [*DEGRADATIONS, TOKENS]),
+        models=models_table(weights / name for name in sorted(NAMES)),
         elapsed="" if minutes is None else f"Rendering and training everything took {minutes:.1f} minutes.",
     )
 
 
-def _format_value(metric: Metric) -> str:
+def scores_table(rows: Iterable[Row], columns: Sequence[str]) -> str:
+    """Return a Markdown table of metrics after each degradation."""
+    heads = f"| metric | n | {' | '.join(columns)} | floor |\n|---|--:|{'--:|' * len(columns)}--:|\n"
+    return heads + "".join(map(_line, rows))
+
+
+def models_table(directories: Iterable[Path]) -> str:
+    """Return a Markdown table of models, from what `makers` wrote of their training."""
+    heads = "| model | parameters | bytes | steps | batch | seed | training |\n|---|--:|--:|--:|--:|--:|--:|\n"
+    return heads + "".join(map(_model_line, directories))
+
+
+def format_value(metric: Metric) -> str:
     if metric.error is not None:
         return f"{metric.value:.2f} ± {metric.error:.2f}"
     error = math.sqrt(metric.value * (1 - metric.value) / max(metric.n, 1))
@@ -157,7 +166,7 @@ def _line(row: Row) -> str:
 
 def _model_line(path: Path) -> str:
     parts = json.loads((path / "training.json").read_text())
-    size = sum(file.stat().st_size for file in path.iterdir())
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     steps, batch, seed = (" + ".join(str(part["recipe"][key]) for part in parts) for key in ("steps", "batch", "seed"))
     minutes = " + ".join(f"{part['seconds'] / 60:.1f}" for part in parts)
     return f"| {path.name} | {_parameters(path):,} | {size:,} | {steps} | {batch} | {seed} | {minutes} min |\n"
@@ -165,7 +174,7 @@ def _model_line(path: Path) -> str:
 
 def _parameters(path: Path) -> int:
     total = 0
-    for file in path.glob("*.safetensors"):
+    for file in path.rglob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
             # safe_open is not a dict
             total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118

@@ -26,8 +26,9 @@ from trainer.images import write_images, write_whole
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.terms import Items, submit_terms
-from trainer.rollout import finish_turns, result_items, start
+from trainer.sampling import result_items
 from trainer.settings import TrainerSettings
+from trainer.turns import finish_turns, start
 from trainer.types import Reward, RewardSpec, Rollout, Task
 
 SEED: Final = 0

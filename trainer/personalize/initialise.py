@@ -109,6 +109,8 @@ def face_rows(path: Path, count: int, width: int) -> Tensor:
             f"{path} has shape {list(faces.shape)} and dtype {faces.dtype}, expected [faces, size] of floating point, "
             "at least one face; give images with a face"
         )
+    if not np.isfinite(faces).all():
+        raise SettingsError(f"{path} has NaN or infinity; write it again by `python -m services faces`")
     if not count or faces.shape[1] % count:
         raise SettingsError(
             f"{path}: vectors of {faces.shape[1]} numbers cannot be cut into {count} equal tokens; give "

@@ -5,7 +5,7 @@ FOLDER has the photographs, in itself or in train/, and info.json: {"class": "do
 FOLDER
 
     positive_recognitions.json, random_recognitions.json   [{query, answer}]: the same questions, answered yes and no
-    conversations.json     {photograph | "text_only": [{query, answer}]}, from info and extra_info
+    conversations.json     {photograph | "text_only": [{query, answer}]}, from info and extra_info, and by --judge
     prompts.jsonl, prompts_heldout.jsonl    prompts for [trainer.data] prompts and heldout (task = "sync_r1")
     random_images/         copies of some images of --random
     negative_example/      the images of --pool that look most like the photographs, and scores.json
@@ -32,6 +32,7 @@ from synod.scoring.run import score_all
 from trainer.images import write_whole
 from trainer.personalize import templates
 from trainer.personalize.folder import read_concept
+from trainer.personalize.pairs import Endpoint, NotWritten, Pair, written_pairs
 from trainer.personalize.prompts import prompt_lines
 from trainer.personalize.records import ConceptRecord, Split, images_in, load_photos
 
@@ -43,12 +44,12 @@ RANDOM, HARD, SCORES = "random_images", "negative_example", "scores.json"
 EXAMPLES: Final = """examples:
   synod personalize prepare photographs/bo --random photographs/others
   synod personalize prepare photographs/bo --random photographs/others --pool photographs/dogs    with a running service
+  synod personalize prepare photographs/bo --judge http://127.0.0.1:8010/v1 --judge-model NAME    pairs by a model too
 
 It downloads nothing. Hard negatives, which look alike, matter: without them recognition learns the class alone. They
 are found by a running service's scorer of likeness (--scorer, --url). See docs/personalization.md.
 """
 UNREAD_SUFFIXES: Final = (".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".dng")
-Pair = Mapping[str, str]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,11 +74,14 @@ def prepare(options: argparse.Namespace) -> list[str]:
     folder: Path = options.folder
     record = read_concept(folder)
     photos = [path for path, _ in load_photos(record, show.notify, skip_bad=options.skip_bad)]
+    written, failed = _written(record, options)
     texts = {POSITIVE: _recognition(record, templates.YES), NEGATIVE: _recognition(record, templates.NO)}
-    documents: dict[str, Any] = {**texts, TALKS: conversations(record, photos)}
+    documents: dict[str, Any] = {**texts, TALKS: conversations(record, photos, written)}
     contents = {name: _json(tree) for name, tree in documents.items()}
     for name, split in PROMPTS.items():
         contents[name] = b"".join(json.dumps(line).encode() + b"\n" for line in prompt_lines(record, split))
+    if failed and (folder / TALKS).exists():
+        contents[TALKS] = (folder / TALKS).read_bytes()  # it may have pairs that were written before
     for name, content in contents.items():
         _check_absent(folder / name, content, replace=options.replace)
     random = _random(options, photos)
@@ -89,11 +93,40 @@ def prepare(options: argparse.Namespace) -> list[str]:
     if hard:
         scores = {_copied(path, number): score for number, (path, score) in enumerate(hard)}
         write_whole(folder / HARD / SCORES, _json({"scorer": options.scorer, "scores": scores}))
-    return _summary(record, photos, documents[TALKS], random, hard, options)
+    lines = _summary(record, photos, json.loads(contents[TALKS]), random, hard, options)
+    return [*lines, f"{TALKS}: {len(written)} of them by {options.judge_model}"] if written else lines
 
 
-def conversations(record: ConceptRecord, photos: Sequence[Path]) -> dict[str, list[Pair]]:
-    """Return the questions about each photograph, two of templates.LOOKS in turn, and those without an image."""
+def _written(record: ConceptRecord, options: argparse.Namespace) -> tuple[list[Pair], bool]:
+    """Return the pairs of the --judge, and whether it failed, which `notify` receives. Raises SettingsError."""
+    if options.judge is None:
+        return [], False
+    if options.judge_model is None:
+        raise SettingsError("--judge needs --judge-model NAME, the model's name at that endpoint")
+    if not options.replace and (options.folder / TALKS).exists():
+        raise SettingsError(
+            f"{options.folder / TALKS} exists; remove it, or give --replace, to have pairs written again"
+        )
+    try:
+        pairs, left_out = written_pairs(
+            record, Endpoint(options.judge, options.judge_model, options.judge_key_env), options.judge_pairs
+        )
+    except NotWritten as error:
+        show.notify(
+            f"the judge at {options.judge} has written no pairs: {error}. Those of templates are there, and what was "
+            "there before; the same command with --replace asks it again"
+        )
+        return [], True
+    if left_out:
+        show.notify(f"{left_out} lines of {options.judge_model} are left out: not a new question about {record.name}")
+    return pairs, False
+
+
+def conversations(record: ConceptRecord, photos: Sequence[Path], written: Sequence[Pair] = ()) -> dict[str, list[Pair]]:
+    """Return the questions about each photograph, two of templates.LOOKS in turn, and those without an image.
+
+    `written` are further ones without an image.
+    """
     found: dict[str, list[Pair]] = {}
     if record.info:
         asked = [_pair(question, record, record.info) for question in templates.LOOKS]
@@ -109,7 +142,7 @@ def conversations(record: ConceptRecord, photos: Sequence[Path]) -> dict[str, li
         words = sentence.split()
         begun = " ".join(words[: (len(words) + 1) // 2])
         textual.append({"query": templates.COMPLETE.replace("{}", begun), "answer": sentence})
-    return {**found, "text_only": textual}
+    return {**found, "text_only": [*textual, *written]}
 
 
 def hard_negatives(options: argparse.Namespace, photos: Sequence[Path]) -> list[tuple[Path, float]]:
@@ -244,6 +277,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--hard", type=_count, default=20, metavar="N", help="how many of --pool to take (default: 20)")
     add("--scorer", default="clip_i", help="the service's scorer of likeness: clip_i or der (default: clip_i)")
     add("--url", default=URL, help=f"URL of the service (default: {URL})")
+    add(
+        "--judge",
+        metavar="URL",
+        help="chat completions that write text-only pairs too: the part before /chat/completions",
+    )
+    add("--judge-model", metavar="NAME", help="the model's name there")
+    add("--judge-pairs", type=_count, default=20, metavar="N", help="how many pairs to ask for (default: 20)")
+    add("--judge-key-env", metavar="VAR", help="the environment variable of its token")
     add("--seed", type=_count, default=0, help="of the choice from --random (default: 0)")
     add("--skip-bad", action="store_true", help="leave out photographs that cannot be read")
     add("--replace", action="store_true", help="replace files that differ")

@@ -168,16 +168,15 @@ def load_image(path: Path) -> Pixels:
         raise SettingsError(f"{path}: {error}") from None
 
 
-def load_photos(
-    record: ConceptRecord, log: Callable[[str], None], *, skip_bad: bool = False
+def load_images(
+    paths: Sequence[Path], log: Callable[[str], None], *, skip_bad: bool = False
 ) -> list[tuple[Path, Pixels]]:
-    """Return a concept's training images with their files.
+    """Return images with their files; `log` receives a line for each unreadable one, left out with `skip_bad` alone.
 
-    `log` receives a warning if there are fewer than FEW_IMAGES, and a line for each unreadable one, which is left out
-    with `skip_bad` alone. Raises SettingsError, which names every unreadable file, and for a concept without images.
+    Raises SettingsError, which names every unreadable file.
     """
     found, faults = [], []
-    for path in record.train:
+    for path in paths:
         try:
             found.append((path, load_image(path)))
         except SettingsError as error:
@@ -186,6 +185,18 @@ def load_photos(
         raise SettingsError("\n".join(faults) + "\nremove or replace these files, or give --skip-bad to leave them out")
     for fault in faults:
         log(f"left out: {fault}")
+    return found
+
+
+def load_photos(
+    record: ConceptRecord, log: Callable[[str], None], *, skip_bad: bool = False
+) -> list[tuple[Path, Pixels]]:
+    """Return a concept's training images with their files.
+
+    `log` receives a warning if there are fewer than FEW_IMAGES, and a line for each unreadable one, which is left out
+    with `skip_bad` alone. Raises SettingsError, which names every unreadable file, and for a concept without images.
+    """
+    found = load_images(record.train, log, skip_bad=skip_bad)
     if not found:
         raise SettingsError(f"{record.folder}: no images; give at least one file of {', '.join(IMAGE_SUFFIXES)}")
     if len(found) < FEW_IMAGES:

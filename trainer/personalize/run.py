@@ -30,7 +30,7 @@ from trainer.personalize import stages
 from trainer.personalize.examples import Photos, questions
 from trainer.personalize.files import CONCEPT, ROWS, ConceptInfo, check_base, load_concept, save_concept
 from trainer.personalize.folder import read_folder
-from trainer.personalize.records import ConceptRecord, load_image, load_photos
+from trainer.personalize.records import ConceptRecord, load_images, load_photos
 from trainer.personalize.start import Start
 from trainer.personalize.tokens import Rows, base_digest, check_room, insert, remove
 from trainer.policy import registry
@@ -132,16 +132,17 @@ def load_base(settings: PersonalizeSettings) -> ShowO:
 
 
 def read_photos(concept: ConceptRecord, log: Log, *, skip_bad: bool) -> tuple[ConceptRecord, Photos]:
-    """Read every image that the stages use; with `skip_bad` leave out training images that cannot be read."""
+    """Read every image that the stages use; with `skip_bad` leave out those that cannot be read."""
     photos: dict[Path, Pixels] = dict(load_photos(concept, log, skip_bad=skip_bad))
     names = {path.name for path in photos}
     if left_out := len(concept.conversations) - len(concept.taught):
         log(f"{left_out} questions state facts that info.json's heldout holds out: left out")
     talks = tuple(one for one in concept.taught if one.image is None or one.image in photos)
     cropped = tuple(path for path in concept.cropped if path.name in names)
-    kept = replace(concept, train=tuple(photos), conversations=talks, cropped=cropped)
-    photos |= {path: load_image(path) for path in (*kept.cropped, *kept.random, *kept.hard)}
-    return kept, photos
+    train = tuple(photos)
+    photos |= load_images((*cropped, *concept.random, *concept.hard), log, skip_bad=skip_bad)
+    cropped, random, hard = (tuple(p for p in one if p in photos) for one in (cropped, concept.random, concept.hard))
+    return replace(concept, train=train, conversations=talks, cropped=cropped, random=random, hard=hard), photos
 
 
 def data_digest(concept: ConceptRecord, photos: Photos) -> str:
@@ -205,8 +206,13 @@ def grid(policy: ShowO, settings: PersonalizeSettings, name: str) -> Pixels:
 
 
 def _check(settings: PersonalizeSettings, concept: ConceptRecord, policy: ShowO) -> None:
-    """Raise SettingsError for tokens that do not fit a text block, and for stages without any question."""
+    """Raise SettingsError for tokens that do not fit a text block, a missing file, and stages without any question."""
     tokens = settings.tokens
+    if settings.faces is not None and not settings.faces.is_file():
+        raise SettingsError(
+            f"[personalize] faces = {settings.faces} does not exist; write it by `python -m services faces CONFIG "
+            f"{concept.folder} {settings.faces}`, or leave it out"
+        )
     check_room(ConceptTokens(concept.name, tokens.shared, tokens.generation, tokens.understanding), policy.vocab)
     policy.vocab.with_personal([ConceptTokens(concept.name, tokens.shared)])
     for number in settings.stages:

@@ -156,15 +156,25 @@ def t2i_loss(policy: ShowO, batch: Batch, kind: Literal["codes", "public"]) -> T
 
 
 def update(
-    policy: ShowO, optimizer: torch.optim.Optimizer, batch: Batch, photos: Photos, kind: Literal["codes", "public"]
+    policy: ShowO,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    photos: Photos,
+    kind: Literal["codes", "public"],
+    pull: float = 0.0,
 ) -> dict[str, float]:
-    """Make one update and return its losses. Raises NonFinite, with the weights unchanged."""
+    """Make one update and return its losses; `pull` weighs the distance of the name's rows from the stage's start.
+
+    Raises NonFinite, with the weights unchanged.
+    """
     optimizer.zero_grad(set_to_none=True)
     losses = {"text": mmu_loss(policy, batch.questions, photos)}
     weights = {"text": 1.0}
     if batch.prompts:
         losses["image"] = t2i_loss(policy, batch, kind)
         weights = {"text": TEXT_WEIGHT, "image": IMAGE_WEIGHT}
+    if pull:
+        losses["name"], weights["name"] = policy.row_distance(0), pull  # the name is the first of its concept's tokens
     total = sum((weights[name] * loss for name, loss in losses.items()), torch.zeros((), device=policy.device))
     if not bool(total.isfinite()):
         raise NonFinite(f"the loss is {float(total.detach())}; give the stage's table a lower lr", None)
@@ -198,7 +208,7 @@ def train_stage(
     with Metrics(directory, epoch * steps) as metrics, bar, attention(policy):
         while epoch < wanted.epochs and not stopped:
             for place, batch in enumerate(epoch_batches(policy, concept, photos, settings, number, epoch)):
-                record = update(policy, optimizer, batch, photos, settings.t2i_loss)
+                record = update(policy, optimizer, batch, photos, settings.t2i_loss, settings.name_pull)
                 metrics.log(epoch * steps + place, {"epoch": epoch, **record})
                 bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
                 bar.update()

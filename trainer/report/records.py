@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import NonFinite
+from trainer.groups import ScoredGroup
 from trainer.optim import lr_factor
 from trainer.report.metrics import Metrics, Sample, save_samples, steps_saved
-from trainer.rollout import ScoredGroup
 from trainer.settings import TrainerSettings
 from trainer.types import MODALITIES, Modality, Reward
 from trainer.update import Update

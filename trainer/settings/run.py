@@ -352,10 +352,13 @@ class TrainerSettings(Node):
         return self
 
 
-def load(path: str | Path, environ: Mapping[str, str] | None = None) -> TrainerSettings:
-    """Read the `[trainer]` table of a TOML with environment overrides. Raises SettingsError."""
+def load(path: str | Path, environ: Mapping[str, str] | None = None, changes: Sequence[Path] = ()) -> TrainerSettings:
+    """Read the `[trainer]` table of a TOML with the changes of other TOMLs, then environment overrides.
+
+    Relative paths resolve from the folder of `path`, those of `changes` too. Raises SettingsError.
+    """
     path = Path(path)
-    table = toml.read(path, environ).get("trainer", {})
+    table = toml.read(path, environ, changes).get("trainer", {})
     try:
         return TrainerSettings.model_validate(table, context={"folder": path.resolve().parent})
     except ValidationError as error:

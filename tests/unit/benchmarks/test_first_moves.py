@@ -1,4 +1,4 @@
-"""The simulation of first moves: its worlds, its estimates, and that it tells ways to decide apart."""
+"""The simulation of first moves: its worlds, its estimates, and that ways to decide differ."""
 
 from __future__ import annotations
 

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from benchmarks.personalization import __main__ as queue
-from benchmarks.personalization import general
+from benchmarks.personalization import ablations, general
 from benchmarks.personalization.__main__ import GROUPS, UNIFY, Arm, arms, fewer_photographs, main, settings_of, summary
 from synod.contracts import ScoreItem
+from trainer.data.concepts import read_concepts
+from trainer.data.prompts import read_concept_prompts
+from trainer.data.source import training_tasks
 from trainer.personalize.run import only_concept
 
 
@@ -54,6 +57,37 @@ def test_the_summary_has_means_and_errors(tmp_path: Path, monkeypatch: pytest.Mo
     out = tmp_path / "out.json"
     assert main(["--summary", "--only", "stages", "--runs", str(tmp_path / "runs"), "--out", str(out)]) == 0
     assert json.loads(out.read_text())["left"] == 6
+
+
+def test_ablations_have_settings_and_prompts(tmp_path: Path) -> None:
+    """Eleven arms for three tables; a training prompt hints at facts of the split "train" alone."""
+    arms = ablations.ablations(1, 40)
+    assert len({arm.key for arm in arms}) == len(arms) == 11
+    assert {arm.name for arm in arms if not arm.steps} == {"class_word", "stages"}
+    assert {arm.name for arm in arms if not arm.trained_stages} == {"class_word", "class_word_rl"}
+    records = {name: only_concept(UNIFY / "concept/train" / name) for name in ("uma", "taz")}
+    ablations.write_prompts(tmp_path, records)
+    concepts = read_concepts(UNIFY)
+    train, test = (read_concept_prompts(tmp_path / f"{n}.jsonl", concepts) for n in ("prompts", "prompts_heldout"))
+    assert ({p.fact for p in train}, {p.fact for p in test}) == ({None, 0, 2}, {None, 1, 3})
+    for arm in arms:
+        settings = ablations.settings_of(arm, [tmp_path], tmp_path, "http://127.0.0.1:1") if arm.steps else None
+        if settings is not None:
+            assert (settings.policy.train, settings.seed, settings.steps) == ("rows", 1, 40)
+            wanted = {"without_tia": ("visual",), "without_via": ("textual",), "without_und": ()}
+            assert settings.data.pathways == wanted.get(arm.name, ("visual", "textual"))
+            training_tasks(settings)
+
+
+def test_tables_pair_each_arm_with_the_whole(tmp_path: Path) -> None:
+    for name, values in (("full", (0.5, 0.7)), ("without_tia", (0.2, 0.6))):
+        figures = {concept: {"rea_right": value} for concept, value in zip(("uma", "taz"), values, strict=True)}
+        (tmp_path / f"ablations-{name}-0.json").write_text(json.dumps({"figures": figures}))
+    found = ablations.tables(tmp_path, 2)
+    row = found["components"]["without_tia"]["rea_right"]
+    assert row == {"mean": 0.4, "error": 0.2, "n": 2, "to_full": -0.2, "to_full_error": 0.1}
+    assert found["components"]["full"]["rea_right"]["to_full"] == 0.0
+    assert found["rewards"].keys() == {"full"}
 
 
 def test_general_prompts_are_compared_with_themselves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from tests.unit.trainer.tiny_show_o import make_policy, tokenizer_of, vocab, vq 
 from trainer.clock import Clock
 from trainer.data.source import heldout_tasks
 from trainer.policy.show_o.segments import ImageSegment
-from trainer.rollout import continue_images, start
+from trainer.turns import continue_images, start
 
 PLAN = Plan(rollouts=4, steps=(1, 3), completions=3, scorer="ber")
 NUMBER = {"type": ["number", "null"]}

@@ -44,7 +44,7 @@ SCREENS = (Screen(), Screen(9, 12, 36, 0.4), Screen(4, 5, 12, 0.5), Screen(4, 4,
 
 
 def simulated(screen: Screen, shape: tuple[int, ...]) -> np.ndarray:
-    """Draw the numbers of previews of groups as `trainer.rollout.sample_previews` does, preview by preview."""
+    """Draw the numbers of previews of groups as `trainer.sampling.sample_previews` does, preview by preview."""
     rng, drawn = np.random.default_rng(0), np.zeros(int(np.prod(shape)), int)
     for i in range(len(drawn)):
         passed = 0

@@ -72,3 +72,24 @@ def test_model_sources(tmp_path: Path) -> None:
     for source, found in (("./gone", "no such file or directory"), ("package:no_such/x", "pip install no-such")):
         with pytest.raises(ValueError, match=found):
             model_source(source, tmp_path)
+
+
+def test_changes_are_merged_key_by_key_and_in_order(tmp_path: Path) -> None:
+    """The environment comes last; lists are replaced whole, and a value may replace a table."""
+    texts = {
+        "base": "top = 1\n[a]\nx = 1\nlist = [1, 2]\n[a.b]\ny = 2\nz = 3\n[c]\nq = 1\n",
+        "first": "c = 5\n[a]\nlist = [3]\n[a.b]\ny = 20\n",
+        "second": "[a.b]\ny = 30\nw = 4\n[new]\nv = 1\n",
+    }
+    paths = [tmp_path / f"{name}.toml" for name in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        path.write_text(text)
+    found = read(paths[0], {"SYNOD__A__X": "9"}, paths[1:])
+    assert found == {
+        "top": 1,
+        "a": {"x": 9, "list": [3], "b": {"y": 30, "z": 3, "w": 4}},
+        "c": 5,
+        "new": {"v": 1},
+    }
+    with pytest.raises(SettingsError, match=r"gone\.toml: No such file"):
+        read(paths[0], {}, [tmp_path / "gone.toml"])

@@ -18,10 +18,11 @@ from trainer.algorithms.threshold import ThresholdController, make_controller
 from trainer.clock import Clock
 from trainer.credit import Slopes
 from trainer.data.source import training_tasks
+from trainer.groups import Previews, ScoredGroup
 from trainer.policy.base import Policy
 from trainer.policy.show_o.policy import ShowO
 from trainer.rewards.base import RewardBackend
-from trainer.rollout import Previews, Sampling, ScoredGroup, finish, sample_previews
+from trainer.sampling import Sampling, finish, sample_previews
 from trainer.screen_audit import update_costs, work_of
 from trainer.screen_plan import fixed_plan
 from trainer.settings import TrainerSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -131,3 +132,21 @@ def test_prompts_that_do_not_fit_are_refused(ready: MakeSettings, world_dir: Pat
     prompts.write_text(prompts.read_text().replace("photo 1 of <bo>", f"photo of <bo> {'on grass ' * 16}"))
     with pytest.raises(SettingsError, match="tokens more than a text block of 41 with its concept's soft tokens"):
         made(settings)
+
+
+def test_cut_answers_are_counted_in_every_step(ready: MakeSettings, world_dir: Path, base: ShowO) -> None:
+    """A prompt that fills the text block is accepted, and what the policy answers to it is cut, counted and logged."""
+    settings, logged = ready(DATA__PATHWAYS='["visual"]'), list[str]()
+    policy = made(settings)
+    prompt = "photo of <bo>"
+    while not policy.vocab.num_cut(f"{prompt} grass"):
+        prompt += " grass"
+    (world_dir / "prompts.jsonl").write_text(json.dumps({"tag": "plain", "prompt": prompt, "concept": "<bo>"}) + "\n")
+    policy = made(settings)
+    policy.log = logged.append
+    run_loop(settings, lambda: base, Judge(), policy)
+    counts = [record["text_cut"] for record in lines(settings.run_dir)]
+    assert len(counts) == 2
+    assert all(0 < count <= settings.screen.group_size for count in counts)
+    assert len(logged) == 1
+    assert "do not fit a text block of 41" in logged[0]

@@ -20,9 +20,9 @@ from trainer.algorithms.advantage import Slope
 from trainer.algorithms.aggregate import without_fixed
 from trainer.algorithms.screen import ScreenResult
 from trainer.credit import Slopes, update_reward_slopes
+from trainer.groups import Previews, ScoredGroup, from_document, to_document
 from trainer.optim import make_optimizer
 from trainer.policy.show_o.policy import ShowO
-from trainer.rollout import Previews, ScoredGroup, _from_document, _to_document
 from trainer.settings import LossSettings, ScreenSettings
 from trainer.types import Modality, Prompt, Reward, RewardSpec, Task
 from trainer.update import policy_update
@@ -195,8 +195,8 @@ def test_fixed_terms_travel_between_ranks() -> None:
     """Also an empty and an unknown one, through JSON."""
     rewards = [scored(1.0, 0.5, 0.5), replace(scored(0.0, 0.25, 0.5), fixed=None), replace(scored(0, 0, 0), fixed={})]
     one = group(rewards, SUM)
-    document = json.loads(json.dumps(_to_document(one)))
-    assert _from_document(one.previews.task, document).rewards == one.rewards
+    document = json.loads(json.dumps(to_document(one)))
+    assert from_document(one.previews.task, document).rewards == one.rewards
 
 
 def test_the_image_gradient_of_an_update_ignores_text_scores(policy: ShowO, tiny_settings: MakeSettings) -> None:

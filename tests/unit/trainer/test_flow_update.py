@@ -19,9 +19,9 @@ from tests.unit.trainer.loops import NO_SCREEN, NO_SLOPES, MakeSettings, lines
 from tests.unit.trainer.reward_services import Judge
 from trainer.algorithms.screen import screen
 from trainer.algorithms.threshold import make_controller
+from trainer.groups import Previews, ScoredGroup
 from trainer.optim import make_optimizer
 from trainer.policy.flow.segments import Sampler
-from trainer.rollout import Previews, ScoredGroup
 from trainer.settings import TrainerSettings
 from trainer.train import train
 from trainer.types import Prompt, Query, Reward, RewardSpec, Rollout, Task

@@ -22,7 +22,8 @@ from trainer.algorithms.screen import screen, top_up
 from trainer.clock import Clock
 from trainer.distributed import ONE_RANK
 from trainer.errors import RewardServiceUnavailable
-from trainer.rollout import ScoredGroup, draw_groups
+from trainer.groups import ScoredGroup
+from trainer.rollout import draw_groups
 from trainer.screen_plan import ScreenPlan, fixed_plan
 from trainer.settings import TrainerSettings
 from trainer.types import Modality, Prompt, Reward, RewardSpec, Seed, Task

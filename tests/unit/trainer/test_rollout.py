@@ -18,19 +18,12 @@ from tests.unit.trainer.reward_services import WIRE, Judge, judged
 from trainer.algorithms.screen import screen
 from trainer.clock import Clock
 from trainer.distributed import ONE_RANK
+from trainer.groups import Previews, ScoredGroup, from_document, to_document
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import END
 from trainer.rewards.service import RewardService
-from trainer.rollout import (
-    Previews,
-    ScoredGroup,
-    _from_document,
-    _to_document,
-    draw_groups,
-    finish,
-    replace_flat_groups,
-    sample_previews,
-)
+from trainer.rollout import draw_groups, replace_flat_groups
+from trainer.sampling import finish, sample_previews
 from trainer.scenarios import compound
 from trainer.screen_plan import fixed_plan
 from trainer.settings import TrainerSettings
@@ -109,7 +102,7 @@ def test_previews_are_scored_with_the_original_prompt(policy: ShowO, tiny_settin
 def test_finished_images_are_sent_in_batches(
     policy: ShowO, tiny_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.rollout.REFERENCES", 1)
+    monkeypatch.setattr("trainer.sampling.REFERENCES", 1)
     settings, judge = tiny_settings(PROMPTS_PER_STEP="2"), Judge()
     groups, rewards = draw(policy, judge, settings)
     assert [(reward, len(items)) for reward, items in judge.asked] == [
@@ -231,10 +224,10 @@ def group_of(number: int, values: Sequence[float | None]) -> ScoredGroup:
 def test_a_rank_decides_which_of_its_groups_are_flat(flat: bool) -> None:
     """The others take what it has found, even where they would round differently."""
     group = group_of(0, [0.5, 0.5] if flat else [0.5, 0.6])
-    document = {**_to_document(group), "rewards": _to_document(group_of(0, [0.1, 0.2]))["rewards"]}
-    assert _from_document(group.previews.task, document).is_flat == group.is_flat == flat
-    document["rewards"] = _to_document(group_of(0, [0.3, 0.3]))["rewards"]
-    assert _from_document(group.previews.task, document).is_flat == flat
+    document = {**to_document(group), "rewards": to_document(group_of(0, [0.1, 0.2]))["rewards"]}
+    assert from_document(group.previews.task, document).is_flat == group.is_flat == flat
+    document["rewards"] = to_document(group_of(0, [0.3, 0.3]))["rewards"]
+    assert from_document(group.previews.task, document).is_flat == flat
 
 
 @pytest.mark.parametrize(

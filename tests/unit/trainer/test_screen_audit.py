@@ -14,9 +14,9 @@ from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, line
 from tests.unit.trainer.reward_services import Judge, brightness
 from trainer.algorithms.audit import Audit, Observed
 from trainer.algorithms.costs import Costs, Work
+from trainer.groups import from_document, to_document
 from trainer.policy.show_o.policy import ShowO
 from trainer.report.page import audit, write_report
-from trainer.rollout import _from_document, _to_document
 from trainer.screen_audit import audit_line, audit_record, update_audits, update_costs
 
 STEPS = {"STEPS": "4", "PROMPTS_PER_STEP": "3", "DATA__GENEVAL_SHARE": "0.34"}
@@ -54,7 +54,7 @@ def test_audited_rollouts_are_rejected_ones_that_are_finished(policy: ShowO, tin
     assert same_images([item.image for item in items], [whole.images[i] for i in order])
     assert [reward.value for reward in group.audit] == [brightness(item) for item in items[len(group.rewards) :]]
     assert len(group.rollouts) == len(group.rewards) == 2
-    found = _from_document(previews.task, json.loads(json.dumps(_to_document(group))))
+    found = from_document(previews.task, json.loads(json.dumps(to_document(group))))
     assert (found.audit, found.previews.audited) == (group.audit, previews.audited)
 
 

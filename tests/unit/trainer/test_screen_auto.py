@@ -35,11 +35,12 @@ from trainer.algorithms.costs import Costs, Work
 from trainer.algorithms.screen import best_and_worst
 from trainer.clock import Clock
 from trainer.credit import modality_advantages
+from trainer.groups import ScoredGroup, from_document, to_document
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import END
 from trainer.report.metrics import Metrics
 from trainer.report.page import charts, foresight, write_report
-from trainer.rollout import ScoredGroup, _from_document, _to_document, finish, sample_previews
+from trainer.sampling import finish, sample_previews
 from trainer.screen_auto import AutoScreens, auto_line, auto_record, moves, restored_screen, update_screens
 from trainer.screen_plan import ScreenPlan, auto_plan, fixed_plan
 from trainer.settings import TrainerSettings
@@ -111,9 +112,9 @@ def test_measuring_changes_no_image(talking: ShowO, tiny_settings: MakeSettings)
     assert measured.previews.foretold == {
         step: group.previews.scores for step, group in zip((0, 1, 2), screened, strict=True)
     }
-    found = _from_document(task, json.loads(json.dumps(_to_document(measured))))
+    found = from_document(task, json.loads(json.dumps(to_document(measured))))
     assert found.previews.foretold == measured.previews.foretold
-    assert _from_document(task, json.loads(json.dumps(_to_document(unscreened)))).previews.foretold is None
+    assert from_document(task, json.loads(json.dumps(to_document(unscreened)))).previews.foretold is None
 
 
 def test_a_share_of_the_groups_measures(tiny_settings: MakeSettings) -> None:

@@ -13,9 +13,10 @@ from synod.contracts import ScoreItem
 from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, lines, run_loop, same_images, tasks
 from tests.unit.trainer.reward_services import Judge, answered, brightness
+from trainer.groups import from_document, to_document
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import END
-from trainer.rollout import _from_document, _to_document, reward_items
+from trainer.sampling import reward_items
 from trainer.types import Reward, RewardSpec
 
 THREE = {"PROMPTS_PER_STEP": "3", "DATA__GENEVAL_SHARE": "0.34"}  # a visual, a textual and a GenEval task
@@ -124,7 +125,7 @@ def test_both_tails_of_a_fixed_number_are_finished(policy: ShowO, tiny_settings:
 def test_the_step_of_a_screen_travels_between_ranks(talking: ShowO, tiny_settings: MakeSettings) -> None:
     for options in (KNOWN, PREDICTED):
         (group, *_), _ = draw(talking, Recorded(), tiny_settings(**options))
-        found = _from_document(group.previews.task, json.loads(json.dumps(_to_document(group))))
+        found = from_document(group.previews.task, json.loads(json.dumps(to_document(group))))
         assert found.previews.step == group.previews.step
         assert found.previews.screened == group.previews.screened
 

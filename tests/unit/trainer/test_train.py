@@ -38,7 +38,7 @@ from trainer.distributed import ONE_RANK
 from trainer.errors import NonFinite, OutOfMemory
 from trainer.policy.show_o.policy import ShowO
 from trainer.report.metrics import SAMPLES, Metrics, read
-from trainer.rollout import finish, sample_previews
+from trainer.sampling import finish, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.stop import stop_on_signal

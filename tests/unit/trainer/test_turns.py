@@ -18,8 +18,8 @@ from tests.unit.trainer.loops import draw, tasks
 from tests.unit.trainer.reward_services import Judge
 from trainer.data.source import wanted_rewards
 from trainer.evaluate.heldout import evaluate, held_out
+from trainer.groups import ScoredGroup
 from trainer.policy.flow.segments import Sampler
-from trainer.rollout import ScoredGroup
 from trainer.scenarios import element, feedback
 from trainer.settings import TrainerSettings, load
 from trainer.types import RewardSpec

@@ -20,9 +20,9 @@ from tests.unit.trainer.reward_services import Judge
 from trainer.algorithms.advantage import Slope
 from trainer.credit import update_reward_slopes
 from trainer.errors import NonFinite
+from trainer.groups import ScoredGroup
 from trainer.optim import make_optimizer
 from trainer.policy.show_o.policy import ShowO
-from trainer.rollout import ScoredGroup
 from trainer.settings import TrainerSettings
 from trainer.types import MODALITIES, Reward, RewardSpec
 from trainer.update import Update, policy_update

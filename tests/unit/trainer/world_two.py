@@ -37,10 +37,10 @@ from trainer import checkpoint, distributed
 from trainer.algorithms.threshold import make_controller
 from trainer.credit import modality_advantages
 from trainer.distributed import ONE_RANK, Ranks
+from trainer.groups import ScoredGroup
 from trainer.optim import learning_rates
 from trainer.policy.base import Policy
 from trainer.policy.flow.segments import LatentSegment
-from trainer.rollout import ScoredGroup
 from trainer.run import make_policy
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState

@@ -408,6 +408,11 @@ class ShowO:
         assert self._lora is None, "adapters are trained already"
         self._rows = ConceptRows(self.phi, ids)
 
+    def row_distance(self, row: int) -> Tensor:
+        """Return how far the row of number `row` in `train_rows` has moved since then (`ConceptRows.distance`)."""
+        assert self._rows is not None, "train_rows was not called"
+        return self._rows.distance(row)
+
     def keep_rows(self) -> None:
         """Write the trained rows into the tables and end the training of `train_rows`."""
         assert self._rows is not None, "train_rows was not called"

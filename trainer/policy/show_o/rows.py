@@ -98,6 +98,12 @@ class ConceptRows:
         finally:
             self.embedding.is_stored = self.head.is_stored = False
 
+    def distance(self, row: int) -> Tensor:
+        """Return how far a trained row is from the tables': the mean square in the embeddings plus the head's."""
+        tables = (self.embedding, self.head)
+        moved = [table.rows[row] - table.weight[table.row_ids[row]] for table in tables]
+        return torch.stack([one.square().mean() for one in moved]).sum()
+
     @torch.no_grad()
     def fold(self) -> None:
         """Make the Phi a plain one again, with the trained rows in its tables."""

@@ -12,7 +12,7 @@ import torch
 
 from embedded import world
 from embedded.makers import codec, flow
-from embedded.makers.__main__ import PICTURE
+from embedded.makers.__main__ import SANA
 from embedded.makers.dataset import QUICK
 from embedded.makers.drawings import drawings
 from trainer.policy.flow import loading, sde
@@ -23,38 +23,38 @@ PROMPTS = ["a photo of two dogs", "a photo of a red cat. a red cat at the top le
 
 
 @pytest.fixture(scope="module")
-def picture(toys: Path) -> flow.PictureMaker:
+def maker(toys: Path) -> flow.SanaMaker:
     """The maker with the weights that it wrote."""
-    maker = flow.PictureMaker(replace(flow.RECIPE, batch=8), toys.parent / "build", QUICK, toys / PICTURE)
-    state = torch.load(toys.parent / f"build/{PICTURE}-2.ckpt", weights_only=True)["module"]
+    maker = flow.SanaMaker(replace(flow.RECIPE, batch=8), toys.parent / "build", QUICK, toys / SANA)
+    state = torch.load(toys.parent / f"build/{SANA}-2.ckpt", weights_only=True)["module"]
     maker.module.load_state_dict({name: value.bfloat16().float() for name, value in state.items()})
     maker.module.eval()
     return maker
 
 
 @torch.no_grad()
-def test_policy_has_the_velocities_that_were_trained(toys: Path, picture: flow.PictureMaker) -> None:
+def test_policy_has_the_velocities_that_were_trained(toys: Path, maker: flow.SanaMaker) -> None:
     """Though the pipeline writes an instruction before each prompt, and pads texts to one length."""
-    policy = loading.load(toys / PICTURE, sampler=Sampler.of(4, flow.SHIFT, 0.7), max_text_length=flow.MAX_TEXT)
+    policy = loading.load(toys / SANA, sampler=Sampler.of(4, flow.SHIFT, 0.7), max_text_length=flow.MAX_TEXT)
     assert policy.shapes.resolution == world.SIZE
     x = torch.randn(3, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    wanted = picture.velocity(x, PROMPTS, torch.full((3,), 0.7))
+    wanted = maker.velocity(x, PROMPTS, torch.full((3,), 0.7))
     assert wanted.abs().max() > 1e-3
     torch.testing.assert_close(policy.velocity(PROMPTS, x, 0.7, 1.0), wanted, atol=1e-5, rtol=1e-4)
-    image = picture_of(policy, "a photo of a dog")
+    image = drawn_by(policy, "a photo of a dog")
     assert image.shape == (world.SIZE, world.SIZE, 3)
 
 
-def picture_of(policy: Any, prompt: str) -> np.ndarray:
+def drawn_by(policy: Any, prompt: str) -> np.ndarray:
     begun = policy.start([prompt], [(1, 2)])
     found: np.ndarray = policy.images(policy.denoise(begun, policy.image_steps))[0]
     return found
 
 
-def test_tokenizer_knows_every_word_of_drawings(toys: Path, picture: flow.PictureMaker) -> None:
-    unknown, held_out = picture.tokenizer.unk_token_id, {prompt.text for prompt in world.PROMPTS_HELDOUT}
-    for record in picture.texts:
-        ids = picture.tokenizer(compound(record["prompt"], record["words"])).input_ids
+def test_tokenizer_knows_every_word_of_drawings(toys: Path, maker: flow.SanaMaker) -> None:
+    unknown, held_out = maker.tokenizer.unk_token_id, {prompt.text for prompt in world.PROMPTS_HELDOUT}
+    for record in maker.texts:
+        ids = maker.tokenizer(compound(record["prompt"], record["words"])).input_ids
         assert unknown not in ids
         assert len(ids) <= flow.MAX_TEXT
         assert record["prompt"] not in held_out
@@ -68,21 +68,21 @@ def test_mixed_latents_are_a_straight_path() -> None:
         torch.testing.assert_close(sde.clean(one, drawn - data, time), data, atol=1e-6, rtol=1e-5)
 
 
-def test_parts_are_the_mean_squared_error(picture: flow.PictureMaker) -> None:
+def test_parts_are_the_mean_squared_error(maker: flow.SanaMaker) -> None:
     """The sum of the parts is the loss of the whole batch; with a velocity of 0 that of noise - x_0."""
-    found = sum(float(part().detach()) for part in picture.loss(np.random.default_rng(3)))
-    transformer = picture.transformer
+    found = sum(float(part().detach()) for part in maker.loss(np.random.default_rng(3)))
+    transformer = maker.transformer
     kept = transformer.proj_out.weight.detach().clone(), transformer.proj_out.bias.detach().clone()
     torch.nn.init.zeros_(transformer.proj_out.weight)
     torch.nn.init.zeros_(transformer.proj_out.bias)
-    still = sum(float(part().detach()) for part in picture.loss(np.random.default_rng(3)))
+    still = sum(float(part().detach()) for part in maker.loss(np.random.default_rng(3)))
     transformer.proj_out.load_state_dict(dict(zip(("weight", "bias"), kept, strict=True)))
     rng = np.random.default_rng(3)
-    rows = rng.integers(len(picture.latents), size=8)
+    rows = rng.integers(len(maker.latents), size=8)
     for row in rows:
-        flow.text_of(picture.texts[row], rng)
+        flow.text_of(maker.texts[row], rng)
     rng.standard_normal(8, np.float32)
-    target = rng.standard_normal(picture.latents[rows].shape, np.float32) - picture.latents[rows]
+    target = rng.standard_normal(maker.latents[rows].shape, np.float32) - maker.latents[rows]
     assert still == pytest.approx(float(np.square(target).mean()), rel=1e-4)
     assert found != pytest.approx(still, rel=1e-4)
 
@@ -102,9 +102,9 @@ def test_moments_agree_with_numpy() -> None:
     assert float(codec.moments(z)) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_scaled_latents_have_unit_variance(toys: Path, picture: flow.PictureMaker) -> None:
+def test_scaled_latents_have_unit_variance(toys: Path, maker: flow.SanaMaker) -> None:
     """Up to the rounding of the weights to bfloat16 after the measurement."""
-    assert float(picture.latents[: codec.MEASURED].astype(np.float32).std()) == pytest.approx(1, abs=0.02)
+    assert float(maker.latents[: codec.MEASURED].astype(np.float32).std()) == pytest.approx(1, abs=0.02)
 
 
 def test_arrangement_names_things_and_places() -> None:

@@ -1,4 +1,4 @@
-"""The models beside the flow policy: what their makers train is what the scorers and the trainer compute."""
+"""The models next to the flow policy: what their makers train is what the scorers and the trainer compute."""
 
 from __future__ import annotations
 

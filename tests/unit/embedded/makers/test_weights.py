@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict
 
 from embedded.makers import blip2, clip, clip_scene, codec, detector, dinov2, face, flow, language, magvit, show_o
-from embedded.makers.__main__ import FLOW, LANGUAGE, NAMES, PICTURE, ROOT, SCENES
+from embedded.makers.__main__ import FLOW, LANGUAGE, NAMES, ROOT, SANA, SCENES
 
 WEIGHTS, QUALITY = ROOT / "embedded/weights", ROOT / "embedded/QUALITY.md"
 RECIPES = {
@@ -15,7 +15,7 @@ RECIPES = {
 }
 RECIPES["magvit-world"] = [magvit.RECIPE, magvit.DECODER_RECIPE]
 RECIPES["show-o-world"] = [show_o.RECIPE, show_o.UNCERTAIN_RECIPE]
-RECIPES[PICTURE] = [codec.RECIPE, flow.RECIPE]
+RECIPES[SANA] = [codec.RECIPE, flow.RECIPE]
 RECIPES[LANGUAGE] = [language.RECIPE]
 RECIPES[SCENES] = [clip_scene.RECIPE]
 SHIPPED = (*NAMES, *(name for name in FLOW if (WEIGHTS / name).exists()))

@@ -71,6 +71,7 @@ def test_faces_are_interpolated(tmp_path: Path) -> None:
         (np.zeros((2, 12), np.float32), 5, "12 numbers cannot be cut into 5 equal tokens"),
         (np.zeros((2, 12), np.float32), 0, "cannot be cut into 0"),
         (np.zeros((0, 12), np.float32), 3, "at least one face; give images with a face"),
+        (np.full((2, 12), np.nan, np.float32), 3, "has NaN or infinity"),
         (np.zeros(12, np.float32), 3, "expected \\[faces, size\\]"),
         (np.zeros((2, 12), int), 3, "expected \\[faces, size\\] of floating point"),
         (np.array([{}]), 3, "cannot be read"),

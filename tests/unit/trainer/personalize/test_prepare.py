@@ -20,7 +20,7 @@ from tests.unit.trainer.reward_services import WIRE
 from trainer.data.concepts import read_concepts
 from trainer.data.prompts import read_concept_prompts
 from trainer.data.source import SyncR1Tasks
-from trainer.personalize import prepare, templates
+from trainer.personalize import pairs, prepare, templates
 from trainer.personalize.folder import read_folder
 from trainer.personalize.prompts import prompt_lines
 from trainer.personalize.records import SPLITS, Plus
@@ -233,3 +233,108 @@ def test_photographs_of_other_formats_are_named(run: Prepare, photos: Path, caps
     (photos / "IMG_7.HEIC").write_bytes(b"a photograph of a telephone")
     assert run() == 0
     assert "left out: IMG_7.HEIC; convert to PNG, JPEG or WebP" in capsys.readouterr().out
+
+
+JUDGE = ("--judge", "http://judge/v1/", "--judge-model", "writer")
+REPLY = """Here they are:
+{"query": "Who drinks tea, <bo> or me?", "answer": "<bo> likes tea."}
+{"query": "What is known?", "answer": "no name in it"},
+{"query": "Who drinks tea, <bo> or me?", "answer": "twice"}
+{"query": "And <bo>?", "answer": 3}
+{"query": "Is <bo> brown?", "answer": "Yes, <bo> is brown."},
+{broken
+"""
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], list[httpx.Request]]:
+    """`judge(answer)`: the chat completions answer so; returns the requests."""
+
+    def install(answer: Answer) -> list[httpx.Request]:
+        asked: list[httpx.Request] = []
+
+        def handle(request: httpx.Request) -> httpx.Response:
+            asked.append(request)
+            return answer(request)
+
+        monkeypatch.setattr(pairs, "client", lambda endpoint: httpx.Client(transport=httpx.MockTransport(handle)))
+        return asked
+
+    return install
+
+
+def said(text: str) -> Answer:
+    return lambda request: httpx.Response(200, json={"choices": [{"message": {"content": text}}]})
+
+
+def test_a_judge_writes_pairs_of_what_may_be_known(
+    run: Prepare, photos: Path, judge: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(photos / "info.json", {**INFO, "heldout": [True, False]})
+    asked = judge(said(REPLY))
+    assert run(*JUDGE) == 0
+    body = json.loads(asked[0].content)
+    assert (str(asked[0].url), body["model"]) == ("http://judge/v1/chat/completions", "writer")
+    text = body["messages"][0]["content"][0]["text"]
+    assert "Known about <bo>: <bo> is brown. <bo> likes tea.\n" in text
+    assert "red hat" not in text, "a held-out fact"
+    found = json.loads((photos / prepare.TALKS).read_text())["text_only"]
+    assert found[-2:] == [
+        {"query": "Who drinks tea, <bo> or me?", "answer": "<bo> likes tea."},
+        {"query": "Is <bo> brown?", "answer": "Yes, <bo> is brown."},
+    ]
+    assert len(found) > 6, "those of templates are there too"
+    out = capsys.readouterr()
+    assert "conversations.json: 2 of them by writer" in out.out
+    assert "4 lines of writer are left out: not a new question about <bo>" in out.err
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (lambda request: httpx.Response(503, text="busy"), "status 503: busy"),
+        (lambda request: httpx.Response(200, json={"error": "x"}), "the response is not a chat completion (KeyError"),
+        (said("I would rather not."), "its answer has 0 JSON lines, none of which is a question about <bo>"),
+        (None, "ConnectError: refused"),
+    ],
+)
+def test_a_judge_that_fails_loses_nothing(
+    run: Prepare, photos: Path, judge: Any, capsys: pytest.CaptureFixture[str], answer: Answer | None, cause: str
+) -> None:
+    """Templates are written, and pairs of an earlier judge stay, even with --replace."""
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    judge(answer or refuse)
+    assert run(*JUDGE) == 0
+    assert cause in capsys.readouterr().err
+    templates_alone = files(photos)
+    (photos / prepare.TALKS).unlink()
+    assert run() == 0
+    assert files(photos) == templates_alone
+    judge(said(REPLY))
+    assert run(*JUDGE, "--replace") == 0
+    written = files(photos)
+    assert written != templates_alone
+    judge(answer or refuse)
+    assert run(*JUDGE, "--replace") == 0
+    assert files(photos) == written
+    assert run(*JUDGE) == 1
+    assert "exists; remove it, or give --replace, to have pairs" in capsys.readouterr().err
+
+
+def test_a_judge_needs_a_model_and_its_token(
+    run: Prepare, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("NO_TOKEN", raising=False)
+    before = files(photos)
+    assert run("--judge", "http://judge/v1") == 1
+    assert "--judge needs --judge-model NAME" in capsys.readouterr().err
+    assert run(*JUDGE, "--judge-key-env", "NO_TOKEN") == 1
+    assert "--judge-key-env NO_TOKEN: the variable is not set" in capsys.readouterr().err
+    write_json(photos / "info.json", {"class": "otter"})
+    assert run(*JUDGE) == 1
+    assert "has no info and no extra_info to ask about" in capsys.readouterr().err
+    assert files(photos).keys() == before.keys()

@@ -167,6 +167,7 @@ def silent(world: Path) -> None:
 
 BAD = {
     "unreadable": (unreadable, "1.png: .*--skip-bad"),
+    "unreadable negative": (lambda w: (w / "dot/random_images/1.png").write_bytes(b"") and None, "1.png: .*--skip-bad"),
     "no images": (silent, "no images; give at least one file"),
     "no class": (lambda w: renamed(w, **{"class": None}), "class: missing"),
     "empty class": (lambda w: renamed(w, **{"class": ""}), "class: no words"),
@@ -196,6 +197,25 @@ def test_unreadable_images_can_be_left_out(
     out = capsys.readouterr().out
     assert "left out: " in out
     assert "has 2 image(s); 3 to 15" in out
+
+
+def test_unreadable_negatives_and_crops_can_be_left_out(world: Path) -> None:
+    for name in ("random_images/1.png", "cropped/0.png"):
+        (world / "dot" / name).write_bytes(b"GIF")
+    said: list[str] = []
+    kept, photos = run.read_photos(run.only_concept(world / "dot"), said.append, skip_bad=True)
+    assert [path.name for path in (*kept.random, *kept.cropped)] == ["0.png", "1.png", "2.png"]
+    assert photos.keys() == {*kept.train, *kept.random, *kept.cropped}
+    assert [line.partition(": ")[0] for line in said] == ["left out"] * 2
+
+
+def test_a_missing_file_of_faces_is_named(
+    personalize: Command, world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNOD__PERSONALIZE__FACES", "gone.npy")
+    assert personalize() == 1
+    assert "gone.npy does not exist; write it by `python -m services faces CONFIG" in error(capsys)
+    assert not (world / "run/stage-1/concept").exists()
 
 
 def test_grey_and_transparent_images_are_read(world: Path) -> None:

@@ -289,3 +289,29 @@ def test_recipes_are_those_of_the_paper() -> None:
     rows = [(one.epochs, one.lr, one.questions, one.images) for one in map(paper.stage, (1, 2, 3))]
     assert rows == [(20, 1e-4, 4, 1), (20, 1e-3, 1, 1), (20, 1e-4, 1, 1)]
     assert json.loads(paper.tokens.model_dump_json()) == {"shared": 16, "generation": 8, "understanding": 8}
+
+
+def test_the_pull_is_the_distance_of_the_names_rows(owner: ShowO) -> None:
+    """By hand: moves of .5 in the embeddings and -1 in the head give .25 + 1, and gradients 2 d / D on that row."""
+    owner.train_rows(trained_ids(owner, "<dot>", ("name", "shared")))
+    assert owner.row_distance(0) == 0
+    rows = dict(owner.module.named_parameters())
+    embed, head = rows["showo.model.embed_tokens.rows"], rows["showo.lm_head.rows"]
+    with torch.no_grad():
+        embed[0] += 0.5
+        head[0] -= 1.0
+        embed[1:] += 9.0  # other tokens are free
+    distance = owner.row_distance(0)
+    assert float(distance.detach()) == pytest.approx(1.25, abs=1e-6)
+    distance.backward()  # type: ignore[no-untyped-call]
+    width = embed.shape[1]
+    assert embed.grad is not None
+    assert head.grad is not None
+    assert torch.allclose(embed.grad[0], torch.full((width,), 2 * 0.5 / width), atol=1e-7)
+    assert torch.allclose(head.grad[0], torch.full((width,), -2 / width), atol=1e-7)
+    assert not embed.grad[1:].any()
+    batch = Batch(ITEMS[:1], [], *[torch.zeros(0, 16)] * 2)
+    record = stages.update(owner, torch.optim.SGD([embed, head], 0.0), batch, PHOTOS, "codes", 2.0)
+    assert record["loss"] == pytest.approx(record["loss_text"] + 2.0 * 1.25, abs=1e-5)
+    assert record["loss_name"] == pytest.approx(1.25, abs=1e-6)
+    assert "loss_name" not in stages.update(owner, torch.optim.SGD([embed, head], 0.0), batch, PHOTOS, "codes")
