@@ -149,7 +149,7 @@ def _words(node: Node) -> str:
 def _fact(node: Node) -> str:
     """Return a string with a word before its last period. Raises InvalidRequest."""
     if not _words(node).rstrip(". ").strip():
-        raise node.error(f"{node.text()!r} is no fact; give words")
+        raise node.error(f"{node.text()!r} states no fact; give words")
     return node.text()
 
 

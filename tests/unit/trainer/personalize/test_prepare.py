@@ -348,7 +348,7 @@ def test_no_message_has_the_token(
     capsys: pytest.CaptureFixture[str],
     status: int,
 ) -> None:
-    """Neither an answer that repeats it, nor a password in the URL; a line break at its end is no part of it."""
+    """Neither an answer that repeats it, nor a password in the URL; a line break at its end does not belong to it."""
     monkeypatch.setenv("TOKEN", "sk-secret\n")
     judge(lambda request: httpx.Response(status, text="no: Bearer sk-secret"))
     url = ("--judge", "http://me:word@judge/v1", "--judge-model", "writer")
@@ -378,4 +378,4 @@ def test_the_judge_is_asked_when_nothing_else_can_fail(
 def test_a_fact_has_words(run: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_json(photos / "info.json", {**INFO, "extra_info": ["..."]})
     assert run() == 1
-    assert "'...' is no fact; give words" in capsys.readouterr().err
+    assert "'...' states no fact; give words" in capsys.readouterr().err
