@@ -63,6 +63,7 @@ SKIPPED_FILES = (
     "synod/v1/*",
     "protos/released.binpb",
     "embedded/data/*",
+    "embedded/photographs/*",
     "embedded/weights/*",
     "embedded/golden.json",
     "benchmarks/results/*",
