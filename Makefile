@@ -27,7 +27,7 @@ check: lint ## Lint, type-check and run the fast tests of units, numbers and arc
 
 test: lint ## Lint, type-check and run every test (15 minutes)
 	@$(PARALLEL) --ignore=tests/browser --ignore=tests/integration
-	@$(PYTHON) -m pytest -n 2 --dist loadgroup tests/browser tests/integration
+	@$(PARALLEL) tests/browser tests/integration
 
 test-full: ## The same with more random cases and faults, and a long run under load (an hour)
 	@SYNOD_FULL=1 SYNOD_GENEVAL_SETS=5000 $(MAKE) test

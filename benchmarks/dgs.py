@@ -32,6 +32,7 @@ from benchmarks.arms import ARMS, Permuted, settings_of
 from benchmarks.dgs_summary import Result, summary, table
 from benchmarks.machine import command, commit, machine
 from benchmarks.measures import to_document
+from benchmarks.resumable import finish
 from benchmarks.timed import check_facts, curve, facts_of, train_timed
 from trainer.data.source import wanted_rewards
 from trainer.errors import NonFinite
@@ -40,7 +41,6 @@ from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.service import RewardService
 from trainer.run import make_policy
-from trainer.run_dir import run_lock
 from trainer.settings import TrainerSettings
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -150,18 +150,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     hours = len(runs) * (options.minutes + options.marks * options.prompts * EVALUATION_S / 60) / 60
     tqdm.write(f"{len(runs)} runs of {options.minutes:g} minutes, {hours:.1f} hours with their evaluations at most")
-    with run_lock(options.runs):
+
+    def work() -> bool:
         for run in {run.arm: run for run in runs}.values():
             with closing(open_service(run.settings)):
                 pass  # what a recipe needs and the service lacks is found before the first run
-        try:
-            finished = queue.work(deadline)
-        except KeyboardInterrupt:
-            finished = False
+        return queue.work(deadline)
+
+    status = finish(options.runs, work)
     print(table(queue.summarise()))
-    if not finished:
-        tqdm.write("stopped before the last run; the same command continues")
-    return 0 if finished else 1
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:

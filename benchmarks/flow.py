@@ -30,8 +30,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from tqdm import tqdm
-
 from benchmarks import screening_table
 from benchmarks.arguments import count
 from benchmarks.arms import Permuted, Tree, merged
@@ -40,6 +38,7 @@ from benchmarks.grid import before_after
 from benchmarks.learning import figures
 from benchmarks.machine import command, commit, machine
 from benchmarks.measures import changes, to_document
+from benchmarks.resumable import finish
 from benchmarks.screening_rho import Plan, markdown, table
 from benchmarks.timed import FACTS, check_facts, facts_of, train_timed
 from trainer.data.source import heldout_tasks
@@ -49,7 +48,6 @@ from trainer.images import write_whole
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
 from trainer.run import make_policy
-from trainer.run_dir import run_lock
 from trainer.settings import TrainerSettings, load
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -77,19 +75,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts that are not finished; exit status 0: all that were asked for are."""
     options = _parser().parse_args(arguments)
     deadline = time.monotonic() + 3600 * options.hours
-    with run_lock(options.runs):
-        try:
-            for name in options.only:
-                found = PARTS[name](options, deadline)
-                if found is None:
-                    break
-                _write(options.out, name, found)
-            else:
-                return 0
-        except KeyboardInterrupt:
-            pass
-    tqdm.write("stopped before the end; the same command continues")
-    return 1
+    return finish(options.runs, lambda: _measure(options, deadline))
+
+
+def _measure(options: argparse.Namespace, deadline: float) -> bool:
+    """Measure the parts in order; return whether all are finished."""
+    for name in options.only:
+        found = PARTS[name](options, deadline)
+        if found is None:
+            return False
+        _write(options.out, name, found)
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:

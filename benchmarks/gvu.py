@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.arguments import count
 from benchmarks.dgs import open_service
@@ -39,6 +38,7 @@ from benchmarks.grid import before_after
 from benchmarks.learning import WINDOW, above, changes_of
 from benchmarks.machine import command, commit, machine
 from benchmarks.measures import Change, line, to_document
+from benchmarks.resumable import finish
 from benchmarks.timed import FACTS, train_timed, trained_s
 from embedded.makers import show_o
 from embedded.makers.dataset import FULL, QUICK
@@ -50,7 +50,6 @@ from trainer.images import write_whole
 from trainer.report.metrics import read
 from trainer.rewards.intrinsic import with_intrinsic
 from trainer.run import make_policy
-from trainer.run_dir import run_lock
 from trainer.settings import TrainerSettings, load
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -61,17 +60,16 @@ WEAK: Final = replace(show_o.RECIPE, steps=600, decay=200)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare the start, train it, compare, and write the result; exit status 0: it is finished."""
     options = _parser().parse_args(arguments)
-    with run_lock(options.runs):
-        try:
-            start = prepare(options.start, options.runs / "starts", options.build, quick=options.quick)
-            settings = settings_of(options, start)
-            if train(settings):
-                _write(options, settings)
-                return 0
-        except KeyboardInterrupt:
-            pass
-    tqdm.write("stopped before the end; the same command continues")
-    return 1
+
+    def work() -> bool:
+        start = prepare(options.start, options.runs / "starts", options.build, quick=options.quick)
+        settings = settings_of(options, start)
+        if not train(settings):
+            return False
+        _write(options, settings)
+        return True
+
+    return finish(options.runs, work)
 
 
 def _parser() -> argparse.ArgumentParser:

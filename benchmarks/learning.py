@@ -24,14 +24,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from tqdm import tqdm
-
 from benchmarks.arguments import count, duration
 from benchmarks.arms import ARMS, NEVER, OURS, Permuted, settings_of
 from benchmarks.dgs import open_service
 from benchmarks.grid import before_after
 from benchmarks.machine import command, commit, machine
 from benchmarks.measures import PRIMARY, Change, changes, line, to_document
+from benchmarks.resumable import finish
 from benchmarks.timed import FACTS, train_timed, trained_s
 from trainer.evaluate.compare import paired, summary
 from trainer.evaluate.heldout import AFTER, BEFORE, load_evaluation
@@ -40,7 +39,6 @@ from trainer.policy.base import Policy
 from trainer.report.metrics import read
 from trainer.rewards.base import RewardBackend
 from trainer.run import make_policy
-from trainer.run_dir import run_lock
 from trainer.settings import TrainerSettings
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -56,19 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deadline = time.monotonic() + 3600 * options.hours
     marks_s = [math.inf if options.steps else 60 * options.minutes]
     settings = {name: _settings(options, name) for name in RUNS}
-    with run_lock(options.runs):
-        try:
-            for name in RUNS:
-                with closing(open_service(settings[name])) as service:
-                    if not train_run(name, settings[name], make_policy, service, marks_s, options.runs, deadline):
-                        break
-            else:
-                _write(options, settings)
-                return 0
-        except KeyboardInterrupt:
-            pass
-    tqdm.write("stopped before the end; the same command continues")
-    return 1
+
+    def work() -> bool:
+        for name in RUNS:
+            with closing(open_service(settings[name])) as service:
+                if not train_run(name, settings[name], make_policy, service, marks_s, options.runs, deadline):
+                    return False
+        _write(options, settings)
+        return True
+
+    return finish(options.runs, work)
 
 
 def _parser() -> argparse.ArgumentParser:

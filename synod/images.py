@@ -145,6 +145,15 @@ def encode_png(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
+def to_square(image: Pixels, side: int) -> Pixels:
+    """Crop the centre and resize: uint8 [H W 3] -> [side side 3]."""
+    height, width = image.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    cut = Image.fromarray(image[top : top + short, left : left + short])
+    return np.array(cut.resize((side, side), Image.Resampling.BICUBIC))
+
+
 def _image(image: ImageInput, limits: ImageLimits, path: str) -> Pixels:
     if isinstance(image, ImageRef):
         raise UnknownImage(f"{path}: no image {image.digest} is kept here; upload it first", [image.digest])

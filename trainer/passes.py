@@ -49,13 +49,17 @@ def passes_of(
 ) -> Passes:
     """Return the passes of those of the usable groups that this rank drew.
 
-    Each has one sampling step and one micro-batch, to save memory. `advantages` say which rollouts
-    of a group enter.
+    Each has one sampling step and one micro-batch, to save memory. `advantages` say which rollouts of a group enter. A
+    modality that no trained parameter samples has none.
     """
-    found = {}
+    found: dict[tuple[int, Modality], Sequence[Pass]] = {}
+    trained = {group.kind for group in policy.parameter_groups()}
     for i in usable:
         if groups[i].is_ours:
             for modality in MODALITIES:
+                if not trained & {modality, None}:
+                    found[i, modality] = []
+                    continue
                 credit, rng = advantages[modality][i], np.random.default_rng([settings.seed, step, i])
                 chosen = [groups[i].rollouts[place] for place in credit.places]
                 found[i, modality] = _of_modality(

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from synod.contracts import Pixels, Reasoning, ScoreItem
+from synod.images import to_square
 from trainer.settings.data import TEMPLATES
 from trainer.types import ConceptProfile, Condition, Draw, Line, Pathway, Prompt, Query, Result, RewardSpec, Task
 
@@ -79,8 +80,11 @@ def surrogate_item(task: Task, image: Pixels) -> ScoreItem:
     """Return the request item of a preview uint8 [H W 3].
 
     It holds the original prompt and not the model's own answer, which the policy could learn to exploit: a surrogate
-    scorer is not the reward. Where previews are scored by terms of the reward, `reward_item` is sent.
+    scorer is not the reward. Where previews are scored by terms of the reward, `reward_item` is sent; so it is of an
+    edit, whose prompt says what to do and not what to show.
     """
+    if task.caption is not None:
+        return reward_item(task, image, "", ())
     return ScoreItem(image, task.prompt.text, concept=None if task.profile is None else task.profile.concept)
 
 
@@ -151,8 +155,8 @@ def reward_item(task: Task, image: Pixels | None, answer: str, references: Seque
     Without an image it is for the terms that read only text.
 
     The prompt is `resolved`, the target of eq. 31: a score against the vague words would accept any hat. GenEval's
-    prompts carry their metadata, without references; a plain prompt is sent alone. An edit is sent with its source and
-    both captions.
+    prompts carry their metadata, without references; a plain prompt is sent alone. An edit is sent with its source, as
+    the policy reads it (the middle, at the image's size), and both captions.
     """
     prompt = task.prompt
     item = ScoreItem(image, prompt.resolved or prompt.text)
@@ -161,5 +165,6 @@ def reward_item(task: Task, image: Pixels | None, answer: str, references: Seque
     if task.query is not None:
         item = replace(item, reasoning=Reasoning(answer, task.segments, task.truth))
     if task.caption is not None and isinstance(source := task.draws[0].source, np.ndarray):
-        item = replace(item, references=(source,), source_prompt=task.caption)
+        seen = source if image is None else to_square(source, len(image))
+        item = replace(item, references=(seen,), source_prompt=task.caption)
     return replace(item, geneval=prompt.geneval)

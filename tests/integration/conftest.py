@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from services.cluster import local
 from services.cluster.local import RewardService
@@ -24,6 +25,12 @@ with warnings.catch_warnings():
     import ray.serve  # noqa: F401
 
 HERE = Path(__file__).parent
+# Files whose tests run in one process. `ray_train` would find the cluster of the quickstart: both use /tmp/ray.
+ON_THE_SERVICE = ("test_faults.py", "test_rest.py", "test_sizes.py", "test_two_gateways.py", "test_up.py")
+GROUPS = {
+    **dict.fromkeys(ON_THE_SERVICE, "service"),
+    **dict.fromkeys(("test_quickstart.py", "test_ray_train.py"), "/tmp/ray"),
+}
 FRAIL_OTHERS = "\n".join(
     f"""[scorers.frail_{n}]
 kind = "ber"
@@ -97,17 +104,27 @@ weights = {{ number = 0.5, bright = 0.25, face = 0.25 }}
 """
 
 
+class Groups(LoadFileScheduling):
+    """`--dist loadfile` with one process for all files of a group."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return GROUPS.get(Path(file).name, file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups | None:
+    return Groups(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark for `--dist loadgroup` what runs in one process: the tests of a file, and all that use the service below."""
-    sharing = {item.path for item in items if _uses_the_service(item)}
+    """Refuse a file that uses the service below outside its group: another process would start a second one."""
     for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group("service" if item.path in sharing else item.path.stem))
-
-
-def _uses_the_service(item: pytest.Item) -> bool:
-    own = hasattr(getattr(item, "module", None), "service")
-    return not own and "service" in getattr(item, "fixturenames", ())
+        uses = "service" in getattr(item, "fixturenames", ()) and not hasattr(getattr(item, "module", None), "service")
+        if uses and item.path.name not in ON_THE_SERVICE:
+            raise pytest.UsageError(
+                f"{item.path.name} uses the session's service: name it in ON_THE_SERVICE of {__file__}"
+            )
 
 
 class Client:

@@ -61,7 +61,6 @@ def workers_of(pid: int) -> list[int]:
     return [one for one in named if descends(one)]
 
 
-@pytest.mark.xdist_group("test_quickstart")  # whose cluster Ray would find: both use /tmp/ray
 def test_a_killed_worker_is_replaced(
     ready: MakeSettings,  # noqa: F811
     world_dir: Path,  # noqa: F811

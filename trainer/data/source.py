@@ -79,6 +79,7 @@ def wanted_rewards(settings: TrainerSettings) -> list[Wanted]:
         prompts = [prompt for path in files for prompt in _read(data, path, lambda message: None, check_images=True)]
         inputs = _PLAIN | ({"geneval"} if all(prompt.geneval for prompt in prompts) else set())
         inputs |= {"reasoning"} if data.has_answers else set()
+        inputs -= set() if "image" in data.results else {"image"}
         wanted = [Wanted(spec, inputs)]
         if isinstance(data, EditSettings):
             inputs |= {"references", "source_prompt"}
@@ -95,7 +96,8 @@ def wanted_rewards(settings: TrainerSettings) -> list[Wanted]:
     if settings.screen.is_on and settings.rewards.surrogate == "known":
         wanted = [replace(one, known="reasoning" in one.inputs) for one in wanted]
     if settings.screen.is_on and not settings.rewards.is_screened_by_reward:
-        wanted.append(Wanted(RewardSpec({settings.rewards.surrogate: 1.0}), inputs - {"geneval"}, "surrogate"))
+        seen = inputs - {"geneval", "reasoning"}  # of `surrogate_item`
+        wanted.append(Wanted(RewardSpec({settings.rewards.surrogate: 1.0}), seen, "surrogate"))
     if not settings.is_own_teacher:
         return wanted
     return [replace(one, spec=own) for one in wanted if (own := one.spec.without(INTRINSIC)) is not None]
@@ -175,8 +177,8 @@ class PromptTasks:
 
     def replacements(self, step: int, count: int) -> list[Task]:
         """Return other prompts than the step's own, as long as there are any."""
-        taken = {prompt.text for prompt in self._chosen(step)}
-        others = [prompt for prompt in self.prompts if prompt.text not in taken] or self.prompts
+        taken = self._chosen(step)
+        others = [prompt for prompt in self.prompts if prompt not in taken] or self.prompts
         stream = (*self.seed, _REPLACEMENT, step)
         return [self.make(_pick(others, index, stream), self.reward) for index in range(count)]
 

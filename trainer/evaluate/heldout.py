@@ -104,10 +104,10 @@ def _evaluate_batches(
 
 def conditions(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that two comparable evaluations share, as JSON values."""
+    query = getattr(settings.data, "query", None)
     return {
-        "data": settings.data.model_dump(
-            mode="json", include={"task", "geneval_share", "pathways", "textual_template"}
-        ),
+        "data": settings.data.model_dump(mode="json", include={"task", "geneval_share", "pathways", "textual_template"})
+        | ({} if query is None else {"query": query}),
         "prompts": None if settings.data.heldout is None else file_digest(settings.data.heldout),
         "policy": settings.policy.model_dump(mode="json", exclude={"checkpointing"}),
         "rewards": settings.rewards.model_dump(mode="json", include={"scorers", "terms", "ensemble"}),

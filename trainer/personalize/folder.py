@@ -102,7 +102,7 @@ def _record(
     random: tuple[Path, ...],
     shared: Mapping[str, Node | None],
 ) -> ConceptRecord:
-    kind, facts = _kind(info), info.get("extra_info", each(_words)) or ()
+    kind, facts = _kind(info), info.get("extra_info", each(_fact)) or ()
     heldout = info.get("heldout", each(Node.boolean)) or ()
     if heldout and len(heldout) != len(facts):
         raise info.error(f"heldout has {len(heldout)} flags, but extra_info has {len(facts)} facts; give one for each")
@@ -143,6 +143,13 @@ def _words(node: Node) -> str:
     """Return a string with at least one character that is not blank. Raises InvalidRequest."""
     if not node.text().strip():
         raise node.error("no words; give at least one")
+    return node.text()
+
+
+def _fact(node: Node) -> str:
+    """Return a string with a word before its last period. Raises InvalidRequest."""
+    if not _words(node).rstrip(". ").strip():
+        raise node.error(f"{node.text()!r} states no fact; give words")
     return node.text()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -40,12 +41,22 @@ class Endpoint:
     key_env: str | None = None
 
     def key(self) -> str | None:
-        """Return the token. Raises SettingsError if the variable is not set."""
+        """Return the token. Raises SettingsError if the variable is not set, or no HTTP header can hold it."""
         if self.key_env is None:
             return None
-        if not os.environ.get(self.key_env):
+        found = os.environ.get(self.key_env, "").strip()
+        if not found:
             raise SettingsError(f"--judge-key-env {self.key_env}: the variable is not set; export it, or leave it out")
-        return os.environ[self.key_env]
+        if not (found.isascii() and found.isprintable()):
+            raise SettingsError(
+                f"--judge-key-env {self.key_env}: the token has characters that no HTTP header holds; export it again"
+            )
+        return found
+
+    @property
+    def shown(self) -> str:
+        """The URL without a user and a password, for messages."""
+        return re.sub("[^/]*@", "", self.url)
 
 
 def written_pairs(record: ConceptRecord, endpoint: Endpoint, count: int) -> tuple[list[Pair], int]:
@@ -83,12 +94,20 @@ def _reply(endpoint: Endpoint, text: str) -> str:
         with opened as http:
             response = http.post(f"{endpoint.url.rstrip('/')}/chat/completions", json=body)
         if response.status_code != httpx.codes.OK:
-            raise NotWritten(f"status {response.status_code}: {response.text[:200]}")
+            raise NotWritten(_refusal(response, endpoint.key()))
         return str(response.json()["choices"][0]["message"]["content"])
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise NotWritten(f"{type(error).__name__}: {error}") from None
     except (ValueError, LookupError, TypeError) as error:
         raise NotWritten(f"the response is not a chat completion ({error!r})") from None
+
+
+def _refusal(response: httpx.Response, key: str | None) -> str:
+    """Return what a message says of a refused request: the start of the answer, without the token."""
+    if response.status_code in (401, 403):  # some servers repeat the token, or a part of it
+        return f"status {response.status_code}: the judge refuses the token; see --judge-key-env"
+    text = response.text.replace(key, "***") if key else response.text
+    return f"status {response.status_code}: {text[:200]}"
 
 
 def _pair(line: str, name: str) -> Pair | None:

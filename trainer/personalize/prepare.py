@@ -74,18 +74,22 @@ def prepare(options: argparse.Namespace) -> list[str]:
     folder: Path = options.folder
     record = read_concept(folder)
     photos = [path for path, _ in load_photos(record, show.notify, skip_bad=options.skip_bad)]
-    written, failed = _written(record, options)
+    endpoint = _endpoint(options)
     texts = {POSITIVE: _recognition(record, templates.YES), NEGATIVE: _recognition(record, templates.NO)}
-    documents: dict[str, Any] = {**texts, TALKS: conversations(record, photos, written)}
+    documents: dict[str, Any] = {**texts, **({} if endpoint else {TALKS: conversations(record, photos)})}
     contents = {name: _json(tree) for name, tree in documents.items()}
     for name, split in PROMPTS.items():
         contents[name] = b"".join(json.dumps(line).encode() + b"\n" for line in prompt_lines(record, split))
-    if failed and (folder / TALKS).exists():
-        contents[TALKS] = (folder / TALKS).read_bytes()  # it may have pairs that were written before
     for name, content in contents.items():
         _check_absent(folder / name, content, replace=options.replace)
     random = _random(options, photos)
     hard = [] if options.pool is None else hard_negatives(options, photos)
+    written: list[Pair] = []
+    if endpoint is not None:  # last, so that no answer that was paid for is lost to another mistake
+        written, failed = _written(record, options, endpoint)
+        is_kept = failed and (folder / TALKS).exists()  # it may have pairs that were written before
+        talks = conversations(record, photos, written)
+        contents[TALKS] = (folder / TALKS).read_bytes() if is_kept else _json(talks)
     for name, content in contents.items():
         write_whole(folder / name, content)
     for name, chosen in ((RANDOM, random), (HARD, [path for path, _ in hard])):
@@ -97,23 +101,30 @@ def prepare(options: argparse.Namespace) -> list[str]:
     return [*lines, f"{TALKS}: {len(written)} of them by {options.judge_model}"] if written else lines
 
 
-def _written(record: ConceptRecord, options: argparse.Namespace) -> tuple[list[Pair], bool]:
-    """Return the pairs of the --judge, and whether it failed, which `notify` receives. Raises SettingsError."""
+def _endpoint(options: argparse.Namespace) -> Endpoint | None:
+    """Return the --judge, if there is one. Raises SettingsError for options that do not fit."""
     if options.judge is None:
-        return [], False
+        return None
     if options.judge_model is None:
         raise SettingsError("--judge needs --judge-model NAME, the model's name at that endpoint")
+    if not options.judge_pairs:
+        raise SettingsError("--judge-pairs 0 asks for nothing; give at least 1, or leave out --judge")
     if not options.replace and (options.folder / TALKS).exists():
         raise SettingsError(
             f"{options.folder / TALKS} exists; remove it, or give --replace, to have pairs written again"
         )
+    endpoint = Endpoint(options.judge, options.judge_model, options.judge_key_env)
+    endpoint.key()
+    return endpoint
+
+
+def _written(record: ConceptRecord, options: argparse.Namespace, endpoint: Endpoint) -> tuple[list[Pair], bool]:
+    """Return the pairs of the --judge, and whether it failed, which `notify` receives. Raises SettingsError."""
     try:
-        pairs, left_out = written_pairs(
-            record, Endpoint(options.judge, options.judge_model, options.judge_key_env), options.judge_pairs
-        )
+        pairs, left_out = written_pairs(record, endpoint, options.judge_pairs)
     except NotWritten as error:
         show.notify(
-            f"the judge at {options.judge} has written no pairs: {error}. Those of templates are there, and what was "
+            f"the judge at {endpoint.shown} has written no pairs: {error}. Those of templates are there, and what was "
             "there before; the same command with --replace asks it again"
         )
         return [], True

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from synod.contracts import Concept, Pixels
-from synod.errors import SettingsError, SynodError
+from synod.errors import ImageTooLarge, SettingsError, SynodError
 from synod.images import ImageLimits, decode
 
 IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
@@ -161,6 +161,8 @@ def natural(path: Path) -> tuple[object, ...]:
 def load_image(path: Path) -> Pixels:
     """Return an image as uint8 [H W 3], grey and transparent ones too. Raises SettingsError, which names the file."""
     try:
+        if (size := path.stat().st_size) > _LIMITS.max_bytes:  # before it is read into memory
+            raise ImageTooLarge(f"{size} encoded bytes, the limit is {_LIMITS.max_bytes}; give a smaller image")
         return decode(path.read_bytes(), _LIMITS)
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}; correct the path or its permissions") from None

@@ -93,7 +93,7 @@ def _show_o_mean_logp(policy: Policy, image: Pixels, prompt: str) -> float:
 
 
 def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> Policy:
-    from trainer.policy.flow import connector, language
+    from trainer.policy.flow import connector, edits, language
     from trainer.policy.flow import loading as flow
     from trainer.policy.flow.joint import JointPolicy
     from trainer.policy.flow.policy import FlowPolicy
@@ -122,6 +122,7 @@ def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> 
         kind=kind,
     )
     if settings.lora is not None:
+        edits.check_adapters(policy.transformer, settings.lora.targets, settings.model)
         policy.add_adapters(**settings.lora.model_dump(), seed=seed, base=settings.model)
     return policy
 

@@ -60,9 +60,11 @@ class IntrinsicRewards:
         """Request the surrogate scores of previews; terms of items without an image are the service's alone."""
         if reward is None and self._surrogate == INTRINSIC:
             reward = RewardSpec({INTRINSIC: 1.0})
-        if reward is None or INTRINSIC not in reward.scorers or any(item.image is None for item in items):
+        if reward is None or INTRINSIC not in reward.scorers:
             return self._service.submit_previews(items, reward)
         others = reward.without(INTRINSIC)
+        if any(item.image is None for item in items):
+            return _missing(len(items)) if others is None else self._service.submit_previews(items, others)
         asked = [] if others is None else [self._service.submit_previews(items, others)]
         return added([*asked, self._read(items, reward.scorers[INTRINSIC])])
 
@@ -82,6 +84,12 @@ class IntrinsicRewards:
             read = self._policy.token_logps(queries, [item.prompt or "" for item in items])
         found.set_result([_term(item, one, weight) for item, one in zip(items, read, strict=True)])
         return found
+
+
+def _missing(count: int) -> Future[list[Reward]]:
+    found: Future[list[Reward]] = Future()
+    found.set_result([Reward(None)] * count)
+    return found
 
 
 def likelihood(found: TokenLogp) -> float:

@@ -26,13 +26,19 @@ _SYNC_R1: Final = ("concepts", "geneval_share", "pathways", "textual_template")
 
 
 def _with_prompt(template: str) -> str:
-    try:
-        fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise ValueError(f"the query is malformed ({error}); double a brace that is text") from None
+    fields = _fields_of(template, "query")
     if set(fields) != {"prompt"}:
         raise ValueError(f"the query has the fields {fields}; give a text with {{prompt}} and no other field")
     return template
+
+
+def _fields_of(template: str, what: str) -> list[str]:
+    """Return the fields of a template as it writes them: "name", or "name!r:>9", which no field here may have."""
+    try:
+        parsed = [one[1:] for one in Formatter().parse(template) if one[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"the {what} is malformed ({error}); double a brace that is text") from None
+    return [f"{name}{f'!{kind}' if kind else ''}{f':{form}' if form else ''}" for name, form, kind in parsed]
 
 
 QueryTemplate = Annotated[str, AfterValidator(_with_prompt)]
@@ -161,12 +167,9 @@ class SyncR1Settings(Node):
     def _states_facts_and_prompt(cls, template: str) -> str:
         if template in TEMPLATES:
             return template
-        try:
-            fields = [(name, more, kind) for _, name, more, kind in Formatter().parse(template) if name is not None]
-        except ValueError as error:
-            raise ValueError(f"the template is malformed ({error}); double a brace that is text") from None
-        unknown = [name for name, more, kind in fields if name not in _FIELDS or more or kind]
-        missing = [f"{{{name}}}" for name in _NEEDED if name not in (field for field, _, _ in fields)]
+        fields = _fields_of(template, "template")
+        unknown = [name for name in fields if name not in _FIELDS]
+        missing = [f"{{{name}}}" for name in _NEEDED if name not in fields]
         if unknown or missing:
             found = f"has an unknown {{{unknown[0]}}}" if unknown else f"lacks {' and '.join(missing)}"
             raise ValueError(

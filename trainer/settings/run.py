@@ -240,6 +240,20 @@ class TrainerSettings(Node):
         return self
 
     @model_validator(mode="after")
+    def _rollouts_have_what_is_trained(self) -> TrainerSettings:
+        if self.policy.family != "flow" or self.policy.language is None:
+            return self
+        made = {"text"} if self.data.has_answers else set()
+        made |= {"image"} if "image" in self.data.results else set()
+        reached = {"text"} if self.policy.language.bridge == "queries" and "image" in made else set()
+        if not {*self.policy.trains} & (made | reached):
+            raise ValueError(
+                f"policy.trains {list(self.policy.trains)}, but rollouts of data.task '{self.data.task}' have only "
+                f"{' and '.join(sorted(made))}, so nothing would be trained; name that in policy.trains"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_policy_that_reads_images(self) -> TrainerSettings:
         if not self.is_own_teacher:
             return self
@@ -247,6 +261,17 @@ class TrainerSettings(Node):
             raise ValueError(
                 f"rewards.terms scores an answer by '{INTRINSIC}', by which the policy describes an image; give "
                 "of = 'image'"
+            )
+        if "image" not in self.data.results:
+            raise ValueError(
+                f"evaluate.scorers names '{INTRINSIC}', by which the policy describes an image, but data.task "
+                f"'{self.data.task}' draws none; remove it"
+            )
+        counted = [name for name, weight in self.rewards.weights.items() if weight]
+        if self.screen.is_on and self.rewards.surrogate == "known" and counted == [INTRINSIC]:
+            raise ValueError(
+                f"rewards.surrogate 'known' screens by terms that read only the answer, but '{INTRINSIC}' is the only "
+                "term; give 'known+predicted' or a scorer, or a term of the answer"
             )
         if self.policy.family == "flow" and self.policy.language is None:
             raise ValueError(
@@ -284,6 +309,13 @@ class TrainerSettings(Node):
                 f"rewards: {wrong[0]}, but rollouts of data.task '{self.data.task}' have "
                 f"{', '.join(self.data.results)}; give rewards.terms with another 'of'"
             )
+        counted = {result for name, result in of.items() if self.rewards.weights.get(name, 1.0)}
+        if self.screen.is_on and self.rewards.is_screened_by_reward and counted == {"cycled"}:
+            raise ValueError(
+                f"rewards: every term scores 'cycled', which a preview lacks, but surrogate '{self.rewards.surrogate}' "
+                "screens previews by the reward's terms; add a term of the 'image', or give rewards.surrogate = a "
+                "scorer, or screen.threshold 'none'"
+            )
         if self.screen.is_on and "image" not in self.data.results:
             raise ValueError(
                 f"screen: data.task '{self.data.task}' draws no image to screen; give screen.threshold 'none' or "
@@ -294,7 +326,7 @@ class TrainerSettings(Node):
     @model_validator(mode="after")
     def _a_screen_by_known_terms_has_answers(self) -> TrainerSettings:
         if self.screen.is_on and self.rewards.surrogate == "known" and not self.data.has_answers:
-            where = "data.task 'prompts' has" if self.data.task == "prompts" else "these data.pathways have"
+            where = "these data.pathways have" if self.data.task == "sync_r1" else f"data.task '{self.data.task}' has"
             raise ValueError(
                 f"rewards.surrogate 'known' screens answers, but {where} none; give 'known+predicted' or a scorer, or "
                 "screen.select 'first_above' with screen.threshold 'none' for no screen"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from synod.errors import SettingsError
 from synod.images import encode_png
@@ -17,10 +19,10 @@ from tests.unit.trainer.flow_toy import FlowToy
 from tests.unit.trainer.loops import draw, tasks
 from tests.unit.trainer.reward_services import Judge
 from trainer.data.source import wanted_rewards
-from trainer.evaluate.heldout import evaluate, held_out
+from trainer.evaluate.heldout import conditions, evaluate, held_out
 from trainer.groups import ScoredGroup
 from trainer.policy.flow.segments import Sampler
-from trainer.scenarios import element, feedback
+from trainer.scenarios import element, feedback, reward_item, surrogate_item
 from trainer.settings import TrainerSettings, load
 from trainer.types import RewardSpec
 
@@ -210,3 +212,75 @@ def test_a_preview_has_no_terms_of_a_later_image() -> None:
 def test_results_that_a_task_lacks_are_refused(tmp_path: Path, scenario: str, more: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         settings_of(tmp_path, scenario, more)
+
+
+@pytest.mark.parametrize(
+    ("field", "named"),
+    [("{prompt:{other}}", "prompt:{other}"), ("{prompt:d}", "prompt:d"), ("{prompt!r}", "prompt!r"), ("{a.b}", "a.b")],
+)
+def test_a_query_has_the_prompt_and_no_other_field(tmp_path: Path, field: str, named: str) -> None:
+    """A field inside a format is one that no prompt fills."""
+    settings = settings_of(tmp_path, "asked").model_dump()
+    settings["data"]["query"] = f"Describe {field}"
+    with pytest.raises(ValidationError, match=re.escape(f"the query has the fields ['{named}']")):
+        TrainerSettings.model_validate(settings)
+
+
+def test_a_screen_by_the_reward_needs_a_term_of_the_image(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "edits").model_dump()
+    settings["rewards"]["terms"] = [{"of": "cycled", "scorer": "x"}, {"of": "image", "scorer": "y", "weight": 0.0}]
+    TrainerSettings.model_validate(settings)
+    settings["screen"] = {"group_size": 4}
+    with pytest.raises(ValidationError, match="every term scores 'cycled', which a preview lacks"):
+        TrainerSettings.model_validate(settings)
+    settings["rewards"]["surrogate"] = "clip_t"
+    TrainerSettings.model_validate(settings)
+
+
+def test_an_edit_is_compared_with_what_the_policy_read(tmp_path: Path) -> None:
+    """The middle of the source at the image's size; a scorer of previews gets that too, and no instruction."""
+    settings = settings_of(tmp_path, "edits")
+    wide = np.zeros((4, 12, 3), np.uint8)
+    wide[:, 4:8] = 200
+    (tmp_path / "cat.png").write_bytes(encode_png(wide))
+    (task,), image = tasks(settings), np.zeros((8, 8, 3), np.uint8)
+    item = reward_item(task, image, "", ())
+    (seen,) = item.references
+    assert np.array_equal(seen, np.full((8, 8, 3), 200))
+    preview = surrogate_item(task, image)
+    assert (preview.prompt, preview.source_prompt) == (item.prompt, item.source_prompt) == ("a cat in snow", "a cat")
+    assert np.array_equal(preview.references[0], seen)
+
+
+def test_a_surrogate_scorer_is_asked_without_the_answer(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "asked").model_dump()
+    settings["rewards"]["surrogate"], settings["screen"] = "format", {"group_size": 4}
+    *_, wanted = wanted_rewards(TrainerSettings.model_validate(settings))
+    assert (wanted.role, wanted.inputs) == ("surrogate", {"image", "prompt"})
+
+
+def test_questions_have_no_image_for_held_out_scorers(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "questions").model_dump()
+    settings["evaluate"]["scorers"] = {"clip_t": 1.0}
+    assert all("image" not in one.inputs for one in wanted_rewards(TrainerSettings.model_validate(settings)))
+    settings["evaluate"]["scorers"] = {"intrinsic": 1.0}
+    with pytest.raises(ValidationError, match="names 'intrinsic', by which the policy describes an image"):
+        TrainerSettings.model_validate(settings)
+
+
+@pytest.mark.parametrize(("scenario", "trains"), [("questions", "image"), ("edits", "text"), ("prompts", "text")])
+def test_a_run_that_would_train_nothing_is_refused(tmp_path: Path, scenario: str, trains: str) -> None:
+    settings = settings_of(tmp_path, scenario).model_dump()
+    settings["policy"]["trains"] = [trains]
+    with pytest.raises(ValidationError, match=f"policy.trains \\['{trains}'\\], but rollouts of data.task"):
+        TrainerSettings.model_validate(settings)
+    settings["policy"]["language"]["bridge"] = "queries"
+    if scenario != "questions":  # the image's gradient reaches the language model
+        TrainerSettings.model_validate(settings)
+
+
+def test_evaluations_by_another_query_are_not_comparable(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "asked")
+    other = settings.model_copy(update={"data": settings.data.model_copy(update={"query": "Draw {prompt}"})})
+    assert conditions(settings) != conditions(other)
+    assert "query" not in conditions(settings_of(tmp_path, "prompts"))["data"]

@@ -9,7 +9,7 @@ that the transformer stays diffusers' class. Suffixes: B rows, C H W of a latent
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
@@ -89,6 +89,18 @@ def save(state: dict[str, Tensor], directory: Path) -> None:
     """Write the weights of what `attach` added."""
     directory.mkdir(parents=True, exist_ok=True)
     write_weights(state, directory, WEIGHTS)
+
+
+def check_adapters(transformer: nn.Module, targets: Sequence[str], where: str) -> None:
+    """Raise SettingsError if adapters would freeze layers that read nothing of a source yet."""
+    added = references_of(transformer)
+    if added is None or added.ref_linear.weight.any() or any(t.rpartition(".")[2] == "ref_linear" for t in targets):
+        return
+    raise SettingsError(
+        "[trainer.policy] edits = true adds new layers, which read nothing of a source, and lora freezes them: "
+        f"{where} has no directory '{EDITS}' with trained ones; add \"ref_linear\" to [trainer.policy.lora] targets, "
+        "give a trained editor, or remove lora"
+    )
 
 
 def check_editor(transformer: str, where: str) -> None:

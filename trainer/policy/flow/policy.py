@@ -20,10 +20,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from synod.contracts import Pixels
+from synod.images import to_square
 from trainer.policy.base import ParameterGroup, Terms
 from trainer.policy.flow import edits, memory, sde
 from trainer.policy.flow.memory import Dtype
@@ -323,15 +323,6 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
     blocks = model.transformer_blocks
     assert isinstance(blocks, nn.ModuleList)
     return blocks
-
-
-def to_square(image: Pixels, side: int) -> Pixels:
-    """Crop the centre and resize: uint8 [H W 3] -> [side side 3]."""
-    height, width = image.shape[:2]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    cut = Image.fromarray(image[top : top + short, left : left + short])
-    return np.array(cut.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def _latents_of(segments: Sequence[Segment]) -> list[LatentSegment]:

@@ -91,3 +91,12 @@ def test_a_file_of_another_kind_is_refused(folder: Path) -> None:
 def test_a_plain_prompt_may_have_a_tag(folder: Path) -> None:
     (tagged, plain) = read_prompts(written(folder, {"prompt": "a cat", "tag": "cats"}, {"prompt": "a dog"}), "prompt")
     assert (tagged.tag, plain.tag) == ("cats", "prompt")
+
+
+def test_a_file_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size is enough to refuse it; here it is a sparse file of a terabyte."""
+    with (folder / "cat.png").open("r+b") as file:
+        file.truncate(2**40)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("read into memory"))
+    with pytest.raises(SettingsError, match=r"cat\.png: 1099511627776 encoded bytes, the limit is 67108864"):
+        read_lines(written(folder, EDIT), "edits", check_images=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.trainer.data.test_data import BO, EVERY
 from trainer.data.source import PromptTasks, SyncR1Tasks, TaskSource
-from trainer.types import Prompt, RewardSpec, Task
+from trainer.types import Line, Prompt, RewardSpec, Task
 
 REWARD = RewardSpec({"pickscore": 0.5, "hps": -0.5}, aggregation="gdpo")
 PROMPTS = tuple(Prompt(f"prompt {i}", "prompt") for i in range(7))
@@ -65,6 +67,14 @@ def test_replacements_are_other_prompts() -> None:
         own, others = texts(source.tasks(step)), texts(source.replacements(step, 4))
         assert len({*own, *others}) == len(set(own)) + 4
     assert texts(PromptTasks(PROMPTS[:1], REWARD, (0,)).replacements(0, 2)) == ["prompt 0"] * 2  # there is no other
+
+
+def test_the_same_question_about_another_image_is_another() -> None:
+    lines = [Line("Is it red?", "prompt", image=Path(f"{i}.png")) for i in range(4)]
+    source = PromptTasks(lines, REWARD, (0,), 2)
+    for step in range(20):
+        own = [task.prompt for task in source.tasks(step)]
+        assert all(task.prompt not in own for task in source.replacements(step, 2))
 
 
 def test_replacements_keep_the_mix_and_the_rewards() -> None:

@@ -45,7 +45,7 @@ def test_world_exported_in_the_public_form_is_read() -> None:
 
 
 def test_photographs_are_read_with_their_sources() -> None:
-    folder = ROOT / "embedded/data/photographs"
+    folder = ROOT / "embedded/photographs"
     records, sources = read_folder(folder), (folder / "README.md").read_text()
     assert [one.class_word for one in records.values()] == ["cat", "cup", "rocket"]
     for one in records.values():

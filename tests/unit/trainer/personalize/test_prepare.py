@@ -343,3 +343,44 @@ def test_a_judge_needs_a_model_and_its_token(
     assert run(*JUDGE) == 1
     assert "has no info and no extra_info to ask about" in capsys.readouterr().err
     assert files(photos).keys() == before.keys()
+
+
+@pytest.mark.parametrize("status", [401, 500])
+def test_no_message_has_the_token(
+    run: Prepare,
+    judge: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+) -> None:
+    """Neither an answer that repeats it, nor a password in the URL; a line break at its end does not belong to it."""
+    monkeypatch.setenv("TOKEN", "sk-secret\n")
+    judge(lambda request: httpx.Response(status, text="no: Bearer sk-secret"))
+    url = ("--judge", "http://me:word@judge/v1", "--judge-model", "writer")
+    assert run(*url, "--judge-key-env", "TOKEN") == 0
+    err = capsys.readouterr().err
+    assert f"the judge at http://judge/v1 has written no pairs: status {status}" in err
+    assert "secret" not in err
+    assert "word" not in err
+    assert pairs.Endpoint("http://judge", "writer", "TOKEN").key() == "sk-secret"
+    monkeypatch.setenv("TOKEN", "sk-s\u00e9cret")
+    assert run(*url, "--replace", "--judge-key-env", "TOKEN") == 1
+    assert "--judge-key-env TOKEN: the token has characters that no HTTP header holds" in capsys.readouterr().err
+
+
+def test_the_judge_is_asked_when_nothing_else_can_fail(
+    run: Prepare, photos: Path, judge: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = judge(said(REPLY))
+    (photos / prepare.POSITIVE).write_text("[]")
+    assert run(*JUDGE) == 1
+    assert f"{prepare.POSITIVE} exists and differs" in capsys.readouterr().err
+    assert run(*JUDGE, "--judge-pairs", "0") == 1
+    assert "--judge-pairs 0 asks for nothing" in capsys.readouterr().err
+    assert asked == []
+
+
+def test_a_fact_has_words(run: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(photos / "info.json", {**INFO, "extra_info": ["..."]})
+    assert run() == 1
+    assert "'...' states no fact; give words" in capsys.readouterr().err

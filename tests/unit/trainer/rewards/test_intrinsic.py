@@ -212,9 +212,10 @@ def test_previews_are_read_too(make_policy: MakePolicy) -> None:
     assert [one.value for one in found] == pytest.approx([one.value + 0.125 for one in finished])
     texts = [ScoreItem(None, prompt) for prompt in PROMPTS]
     assert [one.value for one in read.submit_previews(texts, MIXED).result()] == [0.125] * 3
+    assert read.submit_previews(texts, OWN).result() == [Reward(None)] * 3  # no term reads the text alone
     assert backend(policy, service).submit_previews(ITEMS).result()[0].value == 0.125
     asked = [spec for _, spec in service.asked]
-    assert asked == [RewardSpec({"geneval": 0.5}), MIXED, None]
+    assert asked == [RewardSpec({"geneval": 0.5})] * 2 + [None]
 
 
 def test_a_failing_service_fails_the_request(make_policy: MakePolicy) -> None:
@@ -283,6 +284,13 @@ def test_only_the_frozen_teacher_needs_a_reference(settings_from: MakeSettings, 
     assert with_service is (service if teacher == "service" else None)
     named = [name for one in wanted_rewards(settings_from(text)) for name in one.spec.scorers]
     assert ("intrinsic" in named) is (teacher == "service")
+
+
+def test_answers_are_not_screened_by_an_intrinsic_reward(settings_from: MakeSettings) -> None:
+    text = "[trainer.rewards]\nscorers = { intrinsic = 1.0, tier = %s }\nsurrogate = 'known'\n"
+    settings_from(text % "0.5")
+    with pytest.raises(SettingsError, match="read only the answer, but 'intrinsic' is the only term"):
+        settings_from(text % "0.0")
 
 
 def test_a_policy_without_a_language_model_is_refused(settings_from: MakeSettings) -> None:

@@ -27,7 +27,7 @@ from trainer.policy.show_o.magvit import Magvit
 from trainer.policy.show_o.vocabulary import ConceptTokens, Vocabulary
 from trainer.types import Query
 
-PHOTOGRAPHS = Path(__file__).parents[5] / "embedded/data/photographs"
+PHOTOGRAPHS = Path(__file__).parents[5] / "embedded/photographs"
 CONCEPTS = ("chelsea", "espresso", "falcon")
 
 

@@ -139,6 +139,16 @@ def test_adapters_may_be_on_the_layers_of_the_source(editor: FlowPolicy) -> None
     assert all(grad is not None and grad.abs().max() > 0 for grad in found.values())
 
 
+def test_adapters_must_not_freeze_new_layers(load: Load, editor: FlowPolicy) -> None:
+    """They would be frozen at zero, and no edit would ever read its source."""
+    new = load("sana", has_edits=True)
+    with pytest.raises(SettingsError, match="lora freezes them: x has no directory 'edits' with trained ones"):
+        edits.check_adapters(new.transformer, ("to_q",), "x")
+    edits.check_adapters(new.transformer, ("to_q", "references.ref_linear"), "x")
+    edits.check_adapters(editor.transformer, ("to_q",), "x")
+    edits.check_adapters(load("sana").transformer, ("to_q",), "x")
+
+
 def test_only_sana_reads_a_source(pipelines: dict[Family, Path], tmp_path: Path) -> None:
     """By the configuration, before weights are read."""
     (tmp_path / "sd3").mkdir()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from synod.errors import SettingsError
 from tests import tiny_vlm
 from tests.unit.trainer.policy.flow.conftest import Load
 from tests.unit.trainer.tiny_flow import Family
+from trainer.credit import Credit
+from trainer.distributed import ONE_RANK
+from trainer.passes import accumulate, passes_of
 from trainer.policy import registry
 from trainer.policy.base import Reader
 from trainer.policy.flow import joint, language
@@ -28,8 +32,8 @@ from trainer.policy.flow.connector import Connector, ConnectorConfig
 from trainer.policy.flow.joint import JointPolicy
 from trainer.rewards import intrinsic
 from trainer.rewards.intrinsic import QUESTION
-from trainer.settings import read_policy
-from trainer.types import Query
+from trainer.settings import LossSettings, read_policy
+from trainer.types import MODALITIES, Query, Rollout
 
 WORDS = ("a", "red", "cat", "two", "dogs", "hat", "what", "is", "it")
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -163,6 +167,23 @@ def test_one_model_may_be_trained_alone(make: Make, kind: Any) -> None:
     part = {"text": joint.LANGUAGE, "image": joint.IMAGE}[kind]
     assert len(names) == len(group.parameters)
     assert all(name.startswith(part) and "lora_" in name for name in names)
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_a_frozen_model_has_no_passes(make: Make, kind: Any) -> None:
+    """Its answers and images have no gradient, and a backward pass through them would fail."""
+    policy, seeds = make(kind), [(0, 0, 0, i) for i in range(2)]
+    answers = policy.answer([Query("what is it")] * 2, seeds)
+    images = policy.denoise(policy.start([one.text for one in answers], seeds), 4)
+    rollouts = tuple(Rollout(*one) for one in zip(seeds, zip(answers, images, strict=True), strict=True))
+    group: Any = SimpleNamespace(is_ours=True, rollouts=rollouts)
+    credit = Credit((0, 1), torch.tensor([1.0, -1.0]))
+    settings: Any = SimpleNamespace(seed=0, loss=LossSettings.model_validate({n: {"beta": 0} for n in MODALITIES}))
+    found = passes_of(policy, [group], [0], {one: {0: credit} for one in MODALITIES}, settings, 0)
+    assert {modality for (_, modality), passes in found.items() if passes} == {kind}
+    accumulate(policy, [group], found, settings.loss, ONE_RANK)
+    moved = {n.split(".")[0] for n, p in policy.module.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {{"text": joint.LANGUAGE, "image": joint.IMAGE}[kind]}
 
 
 @pytest.mark.parametrize("adapters", [False, True])
