@@ -30,8 +30,10 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signal(run_dir: Path) -> Iterator[Stop]:
+def stop_on_signal(run_dir: Path, unit: str = "step") -> Iterator[Stop]:
     """Yield what SIGTERM and the first Ctrl-C set; a second Ctrl-C raises KeyboardInterrupt.
+
+    `unit` is what the caller finishes before it stops, for the message.
 
     Outside the main thread Python cannot install signal handlers; then only the file stops the training.
     """
@@ -44,7 +46,7 @@ def stop_on_signal(run_dir: Path) -> Iterator[Stop]:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
-        tqdm.write("stopping after this step and its checkpoint")
+        tqdm.write(f"stopping after this {unit} and its checkpoint")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -151,7 +151,7 @@ def _evaluate_personal(options: argparse.Namespace) -> int:
         default = Path("evaluation") / f"{options.answers.resolve().name}-{options.suite}"
         policy, url = None, URL
     else:
-        subject = resolve(options.policy, options.suite)
+        subject = resolve(options.policy, options.suite, has_concepts=bool(options.concepts))
         default, url = subject.out, subject.url
         policy = with_sampler(subject.policy, _sampler_of(options))
         if options.concepts:
@@ -218,13 +218,14 @@ def _print(
     return report_missing(rows, scorers)
 
 
-def resolve(policy: str, suite: str) -> Subject:
-    """Return what POLICY names. Raises SettingsError."""
+def resolve(policy: str, suite: str, *, has_concepts: bool = False) -> Subject:
+    """Return what POLICY names; `has_concepts`: the caller gives the concepts. Raises SettingsError."""
     path = Path(policy)
     if path.suffix == ".toml":
         tree = toml.read(path, os.environ)
         if "personalize" in tree and "data" not in tree.get("trainer", {}):
-            return _personalized(path, suite, tree.get("trainer", {}).get("rewards", {}).get("url", URL))
+            url = tree.get("trainer", {}).get("rewards", {}).get("url", URL)
+            return _personalized(path, suite, url, has_concepts=has_concepts)
         settings = load(path, os.environ)
         return Subject(settings.policy, settings.rewards.url, settings.run_dir / "evaluation" / f"{suite}-start")
     if (path / "settings.json").is_file():
@@ -237,11 +238,14 @@ def resolve(policy: str, suite: str) -> Subject:
     return Subject(chosen, URL, Path("evaluation") / f"{path.resolve().name}-{suite}")
 
 
-def _personalized(path: Path, suite: str, url: str) -> Subject:
-    """Return the base policy of `synod personalize` with the concept that it has trained. Raises SettingsError."""
+def _personalized(path: Path, suite: str, url: str, *, has_concepts: bool) -> Subject:
+    """Return the base policy of `synod personalize` with the concept that it has trained. Raises SettingsError.
+
+    The concept need not be there if the caller gives concepts.
+    """
     settings = load_personalize(path, os.environ)
     concept = settings.run_dir / "concept"
-    if not (concept / "concept.json").is_file():
+    if not has_concepts and not (concept / "concept.json").is_file():
         raise SettingsError(f"{concept} is not there yet; `synod personalize {path}` writes it after its last stage")
     policy = settings.policy.model_copy(update={"concepts": (concept,)})
     return Subject(policy, url, settings.run_dir / "evaluation" / suite)

@@ -251,13 +251,13 @@ def _summary(
         f"{POSITIVE}, {NEGATIVE}: {len(templates.RECOGNITION)} questions, answered yes and no",
         f"{TALKS}: {pictured} questions about the photographs, {len(talks['text_only'])} without an image",
         f"{' and '.join(PROMPTS)}: {' and '.join(counts)} prompts",
-        f"{RANDOM}: {len(random)} images" if random else f"{RANDOM}: none; give --random DIR",
+        f"{RANDOM}: {len(random)} images" if random else _there(record, RANDOM, "give --random DIR"),
     ]
     if hard:
         lines.append(f"{HARD}: {len(hard)} images, {options.scorer} from {hard[0][1]:.3f} down to {hard[-1][1]:.3f}")
         lines.append(f"look at them: one that shows {record.name} must be removed")
     else:
-        lines.append(f"{HARD}: none; give --pool DIR with look-alikes, or recognition learns the class alone")
+        lines.append(_there(record, HARD, "give --pool DIR with look-alikes, or recognition learns the class alone"))
     if others := sorted(path.name for path in photos[0].parent.iterdir() if path.suffix.lower() in UNREAD_SUFFIXES):
         lines.append(f"left out: {', '.join(others)}; convert to PNG, JPEG or WebP")
     if not record.facts:
@@ -265,6 +265,12 @@ def _summary(
     if not record.info:
         lines.append('info.json has no "info": a sentence about the looks gives questions about the photographs')
     return lines
+
+
+def _there(record: ConceptRecord, name: str, advice: str) -> str:
+    """Return the line about negatives that this command has not copied."""
+    count = len(images_in(record.folder / name))
+    return f"{name}: {count} images, which were there before" if count else f"{name}: none; {advice}"
 
 
 def _count(text: str) -> int:

@@ -4,7 +4,7 @@
                      grid.png (images after the stage), settings.json
 <run_dir>/stage-2/, stage-3/   the same; stage-3/regions/ has the drawn images, and its regions in white
 <run_dir>/concept/   the last stage's, for [trainer.policy] concepts
-<run_dir>/report.html   images, regions and losses of all stages; photographs.png and class_word.png are shown there
+<run_dir>/report.html   images, regions and losses of all stages, and photographs.png, decoded.png and class_word.png
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from trainer.personalize.tokens import Rows, base_digest, check_room, insert, re
 from trainer.policy import registry
 from trainer.policy.show_o.policy import ShowO, fit_to_square
 from trainer.policy.show_o.vocabulary import ConceptTokens, Vocabulary
-from trainer.report.stages import CLASS_WORD, GRID, PHOTOGRAPHS, write_stages
+from trainer.report.stages import CLASS_WORD, DECODED, GRID, PHOTOGRAPHS, write_stages
 from trainer.run_dir import run_lock
 from trainer.settings.personalize import PersonalizeSettings
 from trainer.stop import stop_on_signal
@@ -65,11 +65,12 @@ def personalize(
         if unknown := unknown_words(concept, policy.vocab):
             log(
                 f"the model's tokenizer has no token for {', '.join(unknown)}: the model can neither read nor say "
-                f"them; use other words in {concept.folder}"
+                f"them; use other words in {concept.folder}, and let `synod personalize prepare FOLDER --replace` "
+                "write the questions again"
             )
         base, data = base_digest(policy), data_digest(concept, photos)
         start = Start(policy, concept, photos, settings, log)
-        with stop_on_signal(settings.run_dir) as stop:
+        with stop_on_signal(settings.run_dir, "epoch") as stop:
             for number in settings.stages:
                 directory, before = settings.run_dir / f"stage-{number}", _before(settings, number)
                 conditions = conditions_of(settings, number, base, data, before)
@@ -186,11 +187,12 @@ def is_done(directory: Path, conditions: Mapping[str, Any]) -> bool:
 
 
 def _write_sheets(policy: ShowO, settings: PersonalizeSettings, concept: ConceptRecord, photos: Photos) -> None:
-    """Write what the report shows next to the stages: the photographs, and what the class word draws."""
+    """Write what the report shows next to the stages: the photographs, the same from their codes, the class word."""
     if (settings.run_dir / CLASS_WORD).exists():
         return
     seen = [fit_to_square(photos[path], policy.image_side) for path in concept.train[:GRID_IMAGES]]
     write_whole(settings.run_dir / PHOTOGRAPHS, encode_png(sheet(seen)))
+    write_whole(settings.run_dir / DECODED, encode_png(sheet(policy.vq.decode(policy.vq.encode(seen)))))
     drawn = grid(policy, settings, f"the {concept.class_word}")
     write_whole(settings.run_dir / CLASS_WORD, encode_png(drawn))
 
@@ -199,19 +201,30 @@ def grid(policy: ShowO, settings: PersonalizeSettings, name: str) -> Pixels:
     """Return GRID_IMAGES images of the prompt in rows of four, uint8 [H W 3]; the same noise after every stage."""
     seeds = [(settings.seed, GRID_SEED, i) for i in range(GRID_IMAGES)]
     found: list[Pixels] = []
-    for first in range(0, GRID_IMAGES, 4):
+    for first in tqdm(range(0, GRID_IMAGES, 4), desc=f"drawing {name} for the report", unit="batch"):
         begun = policy.start([settings.prompt.format(name)] * 4, seeds[first : first + 4])
         found += policy.images(policy.denoise(begun, policy.image_steps))
     return sheet(found)
 
 
 def _check(settings: PersonalizeSettings, concept: ConceptRecord, policy: ShowO) -> None:
-    """Raise SettingsError for tokens that do not fit a text block, a missing file, and stages without any question."""
+    """Raise SettingsError for what no stage can train on, and for names, tokens and files that do not fit together."""
     tokens = settings.tokens
     if settings.faces is not None and not settings.faces.is_file():
         raise SettingsError(
             f"[personalize] faces = {settings.faces} does not exist; write it by `python -m services faces CONFIG "
             f"{concept.folder} {settings.faces}`, or leave it out"
+        )
+    if concept.name in policy.vocab.base_tokenizer.get_vocab():
+        raise SettingsError(
+            f"{concept.folder}: '{concept.name}' is not a new token, the model has it already; give the concept "
+            "another name, and let `synod personalize prepare FOLDER --replace` write its questions again"
+        )
+    if concept.recognition and not any(concept.name in query for query in concept.recognition):
+        raise SettingsError(
+            f"{concept.folder}: no recognition question names {concept.name}, but for example "
+            f"{concept.recognition[0]!r}; let `synod personalize prepare FOLDER --replace` write them again, or "
+            "correct the name"
         )
     check_room(ConceptTokens(concept.name, tokens.shared, tokens.generation, tokens.understanding), policy.vocab)
     policy.vocab.with_personal([ConceptTokens(concept.name, tokens.shared)])

@@ -2,9 +2,9 @@
 
 It shows these files of a run's directory, each as soon as it exists:
 
-    photographs.png  class_word.png  stage-N/grid.png      sheets of images
-    stage-N/metrics.jsonl                                  losses of questions (mmu) and images (t2i)
-    stage-3/regions/drawn-*.png, region-*.png              finished images, and their regions in white
+    photographs.png  decoded.png  class_word.png  stage-N/grid.png      sheets of images
+    stage-N/metrics.jsonl                                               losses of questions (mmu) and images (t2i)
+    stage-3/regions/drawn-*.png, region-*.png                           finished images, and their regions in white
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from trainer.report.metrics import read
 from trainer.report.page import at, chart, template
 
 PHOTOGRAPHS: Final = "photographs.png"
+DECODED: Final = "decoded.png"
 CLASS_WORD: Final = "class_word.png"
 GRID: Final = "grid.png"
 SHEET, THUMBNAIL = 544, 228  # largest width on the page in px, twice what is shown
@@ -41,6 +42,7 @@ def view(run_dir: Path, name: str, choices: int) -> dict[str, Any]:
     stages = sorted(run_dir.glob("stage-*"))
     sheets = {
         "photographs": run_dir / PHOTOGRAPHS,
+        "the photographs from their codes": run_dir / DECODED,
         "the class word, before": run_dir / CLASS_WORD,
         **{f"after {path.name.replace('-', ' ')}": path / GRID for path in stages},
     }

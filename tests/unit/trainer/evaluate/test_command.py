@@ -277,6 +277,7 @@ def test_policy_names_a_personalization(tmp_path: Path) -> None:
     )
     with pytest.raises(SettingsError, match=r"is not there yet; `synod personalize .*own\.toml` writes it"):
         command.resolve(str(config), "unify")
+    assert command.resolve(str(config), "unify", has_concepts=True).out == concept.parent / "evaluation/unify"
     concept.mkdir(parents=True)
     (concept / "concept.json").touch()
     found = command.resolve(str(config), "unify")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,10 @@ def test_photographs_and_info_are_enough(run: Prepare, photos: Path, capsys: pyt
     assert "<bo>, object, class otter: 3 photographs" in said
     assert "conversations.json: 6 questions about the photographs, 10 without an image" in said
     assert "negative_example: none; give --pool DIR" in said
+    (photos / "negative_example").mkdir()
+    shutil.copy(photos / "0.png", photos / "negative_example/other.png")
+    assert run() == 0
+    assert "negative_example: 1 images, which were there before" in capsys.readouterr().out
     (record,) = read_folder(photos).values()
     assert len(record.train) == 3
     yes, no = (json.loads((photos / name).read_text()) for name in (prepare.POSITIVE, prepare.NEGATIVE))

@@ -100,7 +100,7 @@ def test_three_stages_in_one_command(
     for name in ("region", "drawn"):
         assert len(list((world / "run/stage-3/regions").glob(f"{name}-*.png"))) == 4
     page = (world / "run/report.html").read_text()
-    assert page.count("<img") == 5 + 2 * 4  # photographs, class word, three stages; regions
+    assert page.count("<img") == 6 + 2 * 4  # photographs, the same decoded, class word, three stages; regions
     assert f"ln({base.vocab.codebook_size})" in page
 
     monkeypatch.setattr(stages, "train_stage", lambda *_: pytest.fail("a stage was trained again"))
@@ -172,6 +172,7 @@ BAD = {
     "no class": (lambda w: renamed(w, **{"class": None}), "class: missing"),
     "empty class": (lambda w: renamed(w, **{"class": ""}), "class: no words"),
     "known name": (lambda w: renamed(w, name="<bo>"), "'<bo>' is not a new token"),
+    "questions of another name": (lambda w: renamed(w, name="<new>"), "question names <new>, but .*<dot>"),
     "no brackets": (lambda w: renamed(w, name="dot"), "not of the form <name>"),
     "blank": (lambda w: renamed(w, name="<d t>"), "not of the form <name>"),
     "too many tokens": (larger, "at most 29"),

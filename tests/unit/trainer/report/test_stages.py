@@ -14,7 +14,7 @@ from synod.images import ImageLimits, decode, encode_png
 from tests.unit.trainer.report.test_page import Balanced
 from trainer.images import sheet, write_whole
 from trainer.report.metrics import Metrics
-from trainer.report.stages import CLASS_WORD, GRID, PHOTOGRAPHS, view, write_stages
+from trainer.report.stages import CLASS_WORD, DECODED, GRID, PHOTOGRAPHS, view, write_stages
 
 CODES = 4096
 LIMITS = ImageLimits(2**20, 2**24)
@@ -34,6 +34,7 @@ def run(tmp_path: Path) -> Path:
                 metrics.log(step, {"epoch": step // 2, **found})
     for path, side, value in (
         (PHOTOGRAPHS, 2000, 10),
+        (DECODED, 8, 15),
         (CLASS_WORD, 8, 20),
         (f"stage-1/{GRID}", 8, 30),
         (f"stage-3/{GRID}", 8, 35),  # without an update
@@ -48,14 +49,16 @@ def test_sheets_are_in_order_and_small(run: Path) -> None:
     found = view(run, "<bo>", CODES)["panels"]
     assert [one["title"] for one in found] == [
         "photographs",
+        "the photographs from their codes",
         "the class word, before",
         "after stage 1",
         "after stage 3",
     ]
     pixels = [decode(base64.b64decode(one["data"]), LIMITS) for one in found]
-    assert [image[0, 0, 0] for image in pixels] == [10, 20, 30, 35]
+    assert [image[0, 0, 0] for image in pixels] == [10, 15, 20, 30, 35]
     assert [image.shape[0] for image in pixels] == [
         544,
+        8,
         8,
         8,
         8,
@@ -84,7 +87,7 @@ def test_page_is_self_contained_and_balanced(run: Path) -> None:
     assert "&lt;bo&gt;" in page
     assert "<bo>" not in page
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
-    assert page.count("<img") == 6
+    assert page.count("<img") == 7
 
 
 def test_a_run_without_files_has_a_page(tmp_path: Path) -> None:
