@@ -34,7 +34,7 @@ def test_the_queue_runs_from_the_command_line(
 ) -> None:
     small = ["--minutes", "1", "--marks", "1", "--seeds", "1", "--arms", "plain_9", "--prompts", "4"]
     assert dgs.main([*small, *given, "--hours", "0"]) == 1
-    assert "stopped before the last run; the same command continues" in capsys.readouterr().out
+    assert "stopped before the end; the same command continues" in capsys.readouterr().out
     assert dgs.main([*small, *given]) == 0
     assert json.loads((tmp_path / "found.json").read_text())["arms"]["plain_9"]["steps"] == 1
     assert dgs.main([*small, *given, "--summary"]) == 0
