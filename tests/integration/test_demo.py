@@ -69,7 +69,7 @@ def test_the_demo_scores_every_sample_and_cleans_up(tmp_path: Path) -> None:
     assert summary["reward_change"]["mean"] == pytest.approx(means[1] - means[0])
     assert summary["dgs"]["previews"] >= 18
     assert 0 < summary["dgs"]["pass_rate"] <= 1
-    assert 0 < summary["dgs"]["denoising_steps_saved_ratio"] < 1
+    assert summary["dgs"]["denoising_steps_saved_ratio"] == 0  # the first groups of each pathway measure
     assert "torch" in summary["versions"]
     page = (tmp_path / "report.html").read_text()
     assert page.count('class="card') == len(samples) + 1  # and the grid, of class "cards"
