@@ -20,7 +20,7 @@ from trainer.clock import Clock
 from trainer.groups import Group, Previews
 from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
-from trainer.rewards.terms import Items, submit_terms
+from trainer.rewards.terms import Items, done, submit_terms
 from trainer.scenarios import reward_item, surrogate_item
 from trainer.screen_plan import ScreenPlan
 from trainer.settings import TrainerSettings
@@ -80,7 +80,9 @@ def sample_previews(
         rollouts += batch
         images += decoded or ()
         pending.append(
-            _surrogate_scores(service, task, batch, decoded, settings) if plan.is_scored else _no_scores(len(batch))
+            _surrogate_scores(service, task, batch, decoded, settings)
+            if plan.is_scored
+            else done([Reward(None)] * len(batch))
         )
     count = len(scores)
     screened = best_and_worst(scores, plan.kept) if plan.both_tails else top_up(screened, scores, plan.kept)
@@ -160,12 +162,6 @@ def _surrogate_scores(
     return service.submit_previews([surrogate_item(task, image) for image in images])
 
 
-def _no_scores(count: int) -> Future[list[Reward]]:
-    scores: Future[list[Reward]] = Future()
-    scores.set_result([Reward(None)] * count)
-    return scores
-
-
 def finish(
     policy: Policy, service: RewardBackend, previews: Previews, settings: TrainerSettings, clock: Clock
 ) -> Group:
@@ -195,11 +191,13 @@ def finish(
 
 def reward_items(task: Task, rollouts: Sequence[Rollout], images: Sequence[Pixels | None]) -> list[ScoreItem]:
     """Return the request items of images, with the first REFERENCES images of the concept."""
-    references = task.profile.images[:REFERENCES] if task.profile is not None else ()
-    return [reward_item(task, p, r.answer, references) for r, p in zip(rollouts, images, strict=True)]
+    return [reward_item(task, p, r.answer, _references(task)) for r, p in zip(rollouts, images, strict=True)]
 
 
 def result_items(task: Task, rollout: Rollout, images: Sequence[Pixels]) -> Items:
     """Return the request items of a finished rollout with these images, with the first REFERENCES of the concept."""
-    references = task.profile.images[:REFERENCES] if task.profile is not None else ()
-    return scenarios.result_items(task, images, rollout.answer, references)
+    return scenarios.result_items(task, images, rollout.answer, _references(task))
+
+
+def _references(task: Task) -> Sequence[Pixels]:
+    return task.profile.images[:REFERENCES] if task.profile is not None else ()

@@ -22,7 +22,7 @@ from synod.errors import InvalidItem, NonFinite, SettingsError
 from trainer.clock import Clock
 from trainer.policy.base import Policy, Reader, TokenLogp
 from trainer.rewards.base import RewardBackend
-from trainer.rewards.terms import added
+from trainer.rewards.terms import added, done
 from trainer.settings import INTRINSIC, TrainerSettings
 from trainer.types import Query, Reward, RewardSpec
 
@@ -64,7 +64,7 @@ class IntrinsicRewards:
             return self._service.submit_previews(items, reward)
         others = reward.without(INTRINSIC)
         if any(item.image is None for item in items):
-            return _missing(len(items)) if others is None else self._service.submit_previews(items, others)
+            return done([Reward(None)] * len(items)) if others is None else self._service.submit_previews(items, others)
         asked = [] if others is None else [self._service.submit_previews(items, others)]
         return added([*asked, self._read(items, reward.scorers[INTRINSIC])])
 
@@ -78,18 +78,10 @@ class IntrinsicRewards:
 
     def _read(self, items: Sequence[ScoreItem], weight: float) -> Future[list[Reward]]:
         """Return the term of each item, in a future that is done."""
-        found: Future[list[Reward]] = Future()
         queries = [Query(QUESTION, item.pixels()) for item in items]
         with self._clock(INTRINSIC), self._policy.reference() if self._by_reference else nullcontext():
             read = self._policy.token_logps(queries, [item.prompt or "" for item in items])
-        found.set_result([_term(item, one, weight) for item, one in zip(items, read, strict=True)])
-        return found
-
-
-def _missing(count: int) -> Future[list[Reward]]:
-    found: Future[list[Reward]] = Future()
-    found.set_result([Reward(None)] * count)
-    return found
+        return done([_term(item, one, weight) for item, one in zip(items, read, strict=True)])
 
 
 def likelihood(found: TokenLogp) -> float:

@@ -45,6 +45,13 @@ def add(parts: Sequence[Reward]) -> Reward:
     return Reward(value, components, fixed=fixed, official=official, tokens=tokens)
 
 
+def done(rewards: list[Reward]) -> Future[list[Reward]]:
+    """Return a future that is done: of rewards that nothing needs to be asked for."""
+    found: Future[list[Reward]] = Future()
+    found.set_result(rewards)
+    return found
+
+
 def added(pending: Sequence[Future[list[Reward]]]) -> Future[list[Reward]]:
     """Return a future of the sums, which is done when all are; it raises what one of them raises."""
     sums: Future[list[Reward]] = Future()
