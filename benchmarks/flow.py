@@ -40,7 +40,7 @@ from benchmarks.machine import command, commit, machine
 from benchmarks.measures import changes, to_document
 from benchmarks.resumable import finish
 from benchmarks.screening_rho import Plan, markdown, table
-from benchmarks.timed import FACTS, check_facts, facts_of, train_timed
+from benchmarks.timed import FACTS, facts_of, keep_facts, train_timed
 from trainer.data.source import heldout_tasks
 from trainer.evaluate.compare import Evaluation, Paired, compare, matched, summary
 from trainer.evaluate.heldout import AFTER, BEFORE, evaluate, held_out, load_evaluation, save_evaluation
@@ -139,8 +139,7 @@ def measure_start(options: argparse.Namespace, deadline: float) -> Part | None:
         path = folder / f"{name}.json"
         policy = make_policy(settings)
         facts = facts_of(settings, policy, ())
-        check_facts(folder / f"{name}-{FACTS}", facts)
-        write_whole(folder / f"{name}-{FACTS}", json.dumps(facts, indent=1).encode())
+        keep_facts(folder / f"{name}-{FACTS}", facts)
         if not path.exists():
             if time.monotonic() >= deadline:
                 return None
@@ -268,8 +267,7 @@ def measure_previews(options: argparse.Namespace, deadline: float) -> Part | Non
     tasks, folder = heldout_tasks(settings, 1, options.prompts or 48), options.runs / "rho"
     policy: Policy = make_policy(settings)
     facts = {**facts_of(settings, policy, ()), "plan": [plan.rollouts, list(plan.steps), plan.completions, plan.scorer]}
-    check_facts(folder / FACTS, facts)
-    write_whole(folder / FACTS, json.dumps(facts, indent=1).encode())
+    keep_facts(folder / FACTS, facts)
     with closing(open_service(settings)) as service:
         found = list(screening_table.measure_all(policy, service, tasks, plan, 1, folder, deadline))
     if len(found) < len(tasks):

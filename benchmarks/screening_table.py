@@ -32,7 +32,7 @@ from tqdm import tqdm
 from benchmarks.arguments import count
 from benchmarks.machine import command, commit, machine
 from benchmarks.screening_rho import PART, REWARD, Measured, Plan, markdown, table
-from benchmarks.timed import check_facts, facts_of
+from benchmarks.timed import FACTS, facts_of, keep_facts
 from synod.errors import SettingsError
 from trainer.clock import Clock
 from trainer.data.source import heldout_tasks, wanted_rewards
@@ -71,8 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     policy = make_policy(settings)
     facts = {**facts_of(settings, policy, ()), "plan": [plan.rollouts, list(plan.steps), plan.completions, plan.scorer]}
     with run_lock(options.runs), closing(RewardService(settings.rewards, log=tqdm.write)) as service:
-        check_facts(options.runs / "facts.json", facts)
-        write_whole(options.runs / "facts.json", json.dumps(facts, indent=1).encode())
+        keep_facts(options.runs / FACTS, facts)
         service.wait_ready()
         inputs = frozenset({"image", "prompt"})
         service.check_served([*wanted_rewards(settings), Wanted(RewardSpec({plan.scorer: 1.0}), inputs, "surrogate")])

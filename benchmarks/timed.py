@@ -95,10 +95,10 @@ def train_timed(
     or weights.
     """
     facts = facts_of(settings, policy, marks_s)
-    check_facts(settings.run_dir / FACTS, facts)
     if (settings.run_dir / AFTER).exists():
+        check_facts(settings.run_dir / FACTS, facts)
         return True
-    write_whole(settings.run_dir / FACTS, json.dumps(facts, indent=1).encode())
+    keep_facts(settings.run_dir / FACTS, facts)
     shared = None if starts is None else starts / facts["start"]
     if shared is not None:
         _copy(shared, settings.run_dir)
@@ -147,6 +147,12 @@ def facts_of(settings: TrainerSettings, policy: Policy, marks_s: Sequence[float]
         "weights": weights,
         "start": _digest(start),
     }
+
+
+def keep_facts(path: Path, now: Mapping[str, Any]) -> None:
+    """Write the facts that an experiment starts or continues with. Raises SettingsError if the file has others."""
+    check_facts(path, now)
+    write_whole(path, json.dumps(now, indent=1).encode())
 
 
 def check_facts(path: Path, now: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> None:
