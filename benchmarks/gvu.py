@@ -41,8 +41,8 @@ from benchmarks.measures import Change, line, to_document
 from benchmarks.resumable import finish
 from benchmarks.timed import FACTS, train_timed, trained_s
 from embedded.makers import show_o
-from embedded.makers.dataset import FULL, QUICK
-from embedded.makers.loop import Recipe, fit
+from embedded.makers.__main__ import train_part
+from embedded.makers.loop import Recipe
 from embedded.makers.show_o import BatchMix, ShowOMaker
 from trainer.clock import Clock
 from trainer.evaluate.compare import summary
@@ -103,19 +103,13 @@ def _made(directory: Path, recipe: Recipe, build: Path, mix: BatchMix, start: Pa
     """Train a policy by its maker and write it; a checkpoint continues an interrupted training."""
     if (directory / "config.json").exists():
         return directory
-    chosen = replace(recipe, steps=3, batch=8) if quick else recipe
-    torch.manual_seed(chosen.seed)
-    sizes = QUICK if quick else FULL
-    maker = ShowOMaker(chosen, build, sizes, ROOT / "embedded/weights/magvit-world", mix, start)
+    step = recipe, partial(ShowOMaker, vq=ROOT / "embedded/weights/magvit-world", mix=mix, start=start)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of each of the workers
     try:
-        with maker.context():
-            checkpoint = directory.with_suffix(".ckpt")
-            fit(maker.module, maker.loss, chosen, checkpoint, name=directory.name, workers=show_o.WORKERS)
+        maker, _ = train_part(step, build, directory.with_suffix(".ckpt"), quick=quick, workers=show_o.WORKERS)
     finally:
         torch.set_num_threads(threads)
-    maker.module.eval()
     partial_directory = directory.with_name(f"{directory.name}.partial")
     maker.save(partial_directory)
     partial_directory.rename(directory)

@@ -24,7 +24,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from embedded.makers.base import Maker
@@ -101,8 +101,6 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
     import torch
 
     from embedded.makers import blip2, clip, detector, dinov2, face, magvit, show_o
-    from embedded.makers.dataset import FULL, QUICK
-    from embedded.makers.loop import fit
 
     directory, tokenizer = (build if name == CAPTIONS else weights) / name, weights / TOKENIZER
     decoder = partial(magvit.DecoderMaker, tokenizer=tokenizer, detector=weights / "detector-world")
@@ -125,21 +123,36 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
     records = []
     torch.set_num_threads(1 if quick else _threads(name))
     directory.mkdir(parents=True, exist_ok=True)
-    for number, (full, build_maker) in enumerate(parts[name], 1):
-        recipe = replace(full, steps=3, batch=8) if quick else full
+    for number, step in enumerate(parts[name], 1):
         part = name if number == 1 else f"{name}-{number}"
-        torch.manual_seed(recipe.seed)
-        maker = build_maker(recipe, build, QUICK if quick else FULL)
         checkpoint, workers = build / f"{part}.ckpt", WORKERS if name in THREADED else 1
-        with getattr(maker, "context", nullcontext)():
-            seconds = fit(maker.module, maker.loss, recipe, checkpoint, name=part, position=position, workers=workers)
-        maker.module.eval()
+        maker, record = train_part(step, build, checkpoint, quick=quick, position=position, workers=workers)
         maker.save(directory)
-        records.append({"recipe": asdict(recipe), "seconds": round(seconds)})
+        records.append(record)
     (directory / "training.json").write_text(json.dumps(records, indent=2) + "\n")
     for file in filter(Path.is_file, directory.rglob("*")):
         file.chmod(0o644)  # safetensors files are readable only by their owner
     return directory
+
+
+def train_part(
+    step: Step, build: Path, checkpoint: Path, *, quick: bool = False, position: int = 0, workers: int = 1
+) -> tuple[Maker, dict[str, Any]]:
+    """Train one part, from its checkpoint if there is one; return its maker, and its recipe and seconds as a record."""
+    import torch
+
+    from embedded.makers.dataset import FULL, QUICK
+    from embedded.makers.loop import fit
+
+    full, build_maker = step
+    recipe = replace(full, steps=3, batch=8) if quick else full
+    torch.manual_seed(recipe.seed)
+    maker = build_maker(recipe, build, QUICK if quick else FULL)
+    name = checkpoint.stem
+    with getattr(maker, "context", nullcontext)():
+        seconds = fit(maker.module, maker.loss, recipe, checkpoint, name=name, position=position, workers=workers)
+    maker.module.eval()
+    return maker, {"recipe": asdict(recipe), "seconds": round(seconds)}
 
 
 def _flow_parts(pipeline: Path, detector: Path) -> dict[str, list[Step]]:
