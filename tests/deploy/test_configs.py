@@ -79,7 +79,7 @@ def test_unirl_zero_has_its_authors_values(number: int) -> None:
     assert (sampler.denoising_steps, sampler.eta, sampler.shift, sampler.schedule) == (10, 0.7, 3.0, "diffusers")
     assert (sampler.guidance_scale, sampler.guidance_reference) == (3.0 if edits else 3.5, 1.0)
     assert (policy.edits, policy.language is not None) == (edits, talks)
-    assert policy.trains == (("text", "image") if talks else ("image",))
+    assert policy.trained == (("text", "image") if talks else ("image",))
     assert settings.screen.group_size == settings.reward_batch_size == loss.micro_batch == 8
     assert (loss.image.clip, loss.image.beta) == (1e-4, 3e-4 if number == 4 else 4e-3)
     assert (loss.scale, loss.normalise, loss.advantage_clamp, loss.credit) == (

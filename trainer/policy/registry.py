@@ -103,7 +103,7 @@ def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> 
     if settings.language is not None:
         linked = connector.load(_bridge(settings)) if settings.language.bridge == "queries" else None
         words = language.load(settings.language.model, settings.language.max_new_tokens)
-        kind = partial(JointPolicy, *words, settings.trains, linked)
+        kind = partial(JointPolicy, *words, settings.trained, linked)
     policy = flow.load(
         settings.model,
         resolution=settings.resolution,

@@ -138,8 +138,9 @@ class FlowSettings(Node):
     for Show-o: velocities are computed in `dtype`, everything that follows from them in float32.
 
     `language` is a model whose answers are appended to the prompt; null: prompts are drawn as they are. `trains` are
-    the modalities whose model is trained. `edits` adds layers that read a source image (`trainer.policy.flow.edits`):
-    those in the directory `edits` of the pipeline, or new ones, which read nothing yet.
+    the modalities whose model is trained, null: every model that there is. `edits` adds layers that read a source
+    image (`trainer.policy.flow.edits`): those in the directory `edits` of the pipeline, or new ones, which read
+    nothing yet.
     """
 
     family: Literal["flow"]
@@ -152,7 +153,21 @@ class FlowSettings(Node):
     lora: FlowLoraSettings | None = None
     language: LanguageSettings | None = None
     edits: bool = False
-    trains: tuple[Literal["text", "image"], ...] = Field(("text", "image"), min_length=1)
+    trains: tuple[Literal["text", "image"], ...] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _trains_a_model_that_is_there(self) -> FlowSettings:
+        if self.language is None and "text" in (self.trains or ()):
+            raise ValueError(
+                f"trains {list(self.trained)} names the language model, but policy.language is null; give it a "
+                "model, or trains ['image']"
+            )
+        return self
+
+    @property
+    def trained(self) -> tuple[Literal["text", "image"], ...]:
+        """The modalities whose model is trained."""
+        return self.trains or (("image",) if self.language is None else ("text", "image"))
 
     @property
     def image_steps(self) -> int:

@@ -246,9 +246,9 @@ class TrainerSettings(Node):
         made = {"text"} if self.data.has_answers else set()
         made |= {"image"} if "image" in self.data.results else set()
         reached = {"text"} if self.policy.language.bridge == "queries" and "image" in made else set()
-        if not {*self.policy.trains} & (made | reached):
+        if not {*self.policy.trained} & (made | reached):
             raise ValueError(
-                f"policy.trains {list(self.policy.trains)}, but rollouts of data.task '{self.data.task}' have only "
+                f"policy.trains {list(self.policy.trained)}, but rollouts of data.task '{self.data.task}' have only "
                 f"{' and '.join(sorted(made))}, so nothing would be trained; name that in policy.trains"
             )
         return self

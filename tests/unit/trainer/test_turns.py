@@ -23,7 +23,7 @@ from trainer.evaluate.heldout import conditions, evaluate, held_out
 from trainer.groups import ScoredGroup
 from trainer.policy.flow.segments import Sampler
 from trainer.scenarios import element, feedback, reward_item, surrogate_item
-from trainer.settings import TrainerSettings, load
+from trainer.settings import FlowSettings, TrainerSettings, load
 from trainer.types import RewardSpec
 
 SAMPLER = Sampler.of(4, shift=3.0, eta=0.7)
@@ -277,6 +277,19 @@ def test_a_run_that_would_train_nothing_is_refused(tmp_path: Path, scenario: str
     settings["policy"]["language"]["bridge"] = "queries"
     if scenario != "questions":  # the image's gradient reaches the language model
         TrainerSettings.model_validate(settings)
+
+
+@pytest.mark.parametrize("trains", [["text"], ["image", "text"]])
+def test_trains_without_its_model_is_refused(tmp_path: Path, trains: list[str]) -> None:
+    settings = settings_of(tmp_path, "prompts").model_dump()
+    settings["policy"] |= {"language": None, "trains": trains}
+    with pytest.raises(ValidationError, match=re.escape(f"trains {trains} names the language model, but")):
+        TrainerSettings.model_validate(settings)
+    for given in (["image"], None):
+        settings["policy"]["trains"] = given
+        policy = TrainerSettings.model_validate(settings).policy
+        assert isinstance(policy, FlowSettings)
+        assert policy.trained == ("image",)
 
 
 def test_evaluations_by_another_query_are_not_comparable(tmp_path: Path) -> None:
