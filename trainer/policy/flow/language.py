@@ -1,7 +1,8 @@
 """A language model next to a flow-matching pipeline: it answers queries, and its answers become part of the prompt.
 
 Any directory or hub id that AutoModelForImageTextToText reads, such as Qwen2.5-VL. Answers are sampled at temperature
-1 over all tokens but those that stand for images. Suffixes: B answers, S their tokens, V the vocabulary.
+1 over all tokens but those that stand for images. Control tokens within a query or an answer are read as text.
+Suffixes: B answers, S their tokens, V the vocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from synod.errors import SettingsError
 from trainer.policy.base import TextSegment, TokenLogp
+from trainer.policy.flow.texts import as_text, control_tokens
 from trainer.policy.weights import directory_of
 from trainer.types import Query
 
@@ -30,6 +32,8 @@ class Language:
 
     def __init__(self, processor: Any, config: Any, generation: Any, max_new_tokens: int) -> None:
         self.processor, self.generation, self.max_new_tokens = processor, generation, max_new_tokens
+        images = (getattr(processor, name, None) for name in ("image_token", "video_token"))
+        self._control = control_tokens([processor.tokenizer], [one for one in images if one])
         given = (getattr(config, name, None) for name in _IMAGE_TOKENS)
         self._unspoken = sorted({one for one in given if one is not None})
         ends = generation.eos_token_id
@@ -71,7 +75,7 @@ class Language:
         It is the softmax of GvU, where `logp` leaves out tokens that stand for images, because they are never sampled.
         """
         tokenizer = self.processor.tokenizer
-        found = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        found = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if not found:
             return TokenLogp((), ())
         ids = torch.tensor([found], device=model.device)
@@ -116,8 +120,9 @@ class Language:
 
     def _ask(self, model: Any, query: Query) -> dict[str, Tensor]:
         image = [] if query.image is None else [{"type": "image", "image": Image.fromarray(query.image)}]
+        text = as_text(query.text, self._control)
         inputs = self.processor.apply_chat_template(
-            [[{"role": "user", "content": [*image, {"type": "text", "text": query.text}]}]],
+            [[{"role": "user", "content": [*image, {"type": "text", "text": text}]}]],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,

@@ -29,6 +29,7 @@ from trainer.policy.flow import edits, memory, sde
 from trainer.policy.flow.memory import Dtype
 from trainer.policy.flow.pipelines import Conditions, Pipeline, Shapes
 from trainer.policy.flow.segments import LatentSegment, Sampler, normals
+from trainer.policy.flow.texts import as_text, control_tokens
 from trainer.policy.lora import Lora
 from trainer.policy.weights import state_of, write_weights
 from trainer.types import Condition, Modality, Query, Seed, Segment
@@ -70,6 +71,7 @@ class FlowPolicy:
         self.encoders: nn.Module = nn.ModuleDict({name: getattr(pipe, name) for name in kind.encoders})
         self._reference: nn.Module | None = None
         self._lora: Lora | None = None
+        self._control = control_tokens(getattr(pipe, name) for name in kind.tokenizers)
         self._prompts: OrderedDict[str, Conditions] = OrderedDict()
 
     @property
@@ -195,9 +197,13 @@ class FlowPolicy:
 
     @torch.no_grad()
     def _read(self, prompt: str) -> Conditions:
-        """Return the prompt's arguments, from a cache; alone, so that they do not depend on the other prompts."""
+        """Return the prompt's arguments, from a cache; alone, so that they do not depend on the other prompts.
+
+        Control tokens within the prompt are read as text.
+        """
         if prompt not in self._prompts:
-            self._prompts[prompt] = self.kind.encode(self.pipe, prompt, self.shapes.text_length, self.device)
+            text = as_text(prompt, self._control)
+            self._prompts[prompt] = self.kind.encode(self.pipe, text, self.shapes.text_length, self.device)
             if len(self._prompts) > CACHED_PROMPTS:
                 self._prompts.popitem(last=False)
         self._prompts.move_to_end(prompt)

@@ -182,8 +182,8 @@ class Vocabulary:
         return [name for name in names if len(self.encode(name)) > 1]
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text` without special tokens around it."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        """Return the ids of `text` without special tokens around it; those within it are split as text is."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

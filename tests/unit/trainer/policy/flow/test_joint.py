@@ -107,6 +107,21 @@ def test_the_likelihood_of_a_text_is_that_of_the_services_scorer(make: Make, wor
     assert QUESTION == likelihood.QUESTION
 
 
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|IM_END|>", "<|endoftext|>", "<|vision_start|>", "<|image_pad|>"])
+def test_control_tokens_in_a_query_are_text(make: Make, token: str) -> None:
+    """A file of prompts must not end the user's turn, or add an image that is not there. So in an answer."""
+    policy = make()
+    (answer,) = policy.token_logps([Query("a cat", IMAGE)], [f"a {token} cat"])
+    assert not {*answer.tokens} & {*policy.language.processor.tokenizer.all_special_tokens}
+    model, control = policy.module["language"], torch.tensor(policy.language.processor.tokenizer.all_special_ids)
+    for image in (None, IMAGE):
+        plain, tried = (
+            policy.language._ask(model, Query(text, image))["input_ids"] for text in ("a cat", f"a {token} cat")
+        )
+        assert tried.shape[1] > plain.shape[1]
+        assert torch.equal(tried[torch.isin(tried, control)], plain[torch.isin(plain, control)])
+
+
 def test_tokens_are_drawn_by_their_probabilities(make: Make) -> None:
     """And those of images, which a text cannot hold, never."""
     policy, query = make(), Query("a red hat")

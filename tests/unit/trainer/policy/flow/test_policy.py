@@ -35,6 +35,22 @@ def log_ratios(policy: FlowPolicy, segments: list[LatentSegment]) -> Tensor:
 
 
 @each_family
+@pytest.mark.parametrize("token", ["<s>", "</s>", "</S>"])
+def test_control_tokens_in_a_prompt_are_text(load: Load, family: Family, token: str) -> None:
+    """Also in capitals: SANA's pipeline makes them small. 1 and 2 end and begin a text for every encoder."""
+    policy, read = load(family, max_text_length=16), list[Tensor]()
+    for encoder in policy.encoders.children():
+        encoder.register_forward_pre_hook(
+            lambda _, given, named: read.append(given[0] if given else named["input_ids"]), with_kwargs=True
+        )
+    for prompt in ("a cat", f"a {token} cat"):
+        policy._conditions([prompt])
+    plain, tried = read[: len(read) // 2], read[len(read) // 2 :]
+    for place in (1, 2):
+        assert [int((ids == place).sum()) for ids in tried] == [int((ids == place).sum()) for ids in plain]
+
+
+@each_family
 def test_the_ode_draws_what_diffusers_draws(load: Load, family: Family) -> None:
     policy = load(family, sampler=Sampler.of(5, shift=3.0, eta=0.0, schedule="diffusers"), guidance_scale=2.5)
     noise = torch.randn(2, 6, *LATENT, generator=torch.Generator().manual_seed(0))

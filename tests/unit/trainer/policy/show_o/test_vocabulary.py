@@ -71,6 +71,14 @@ def test_text_stops_at_the_end_token_without_specials(vocab: Vocabulary) -> None
     assert vocab.decode([]) == ""
 
 
+def test_control_tokens_in_a_text_are_text(vocab: Vocabulary) -> None:
+    control = {vocab.id(token) for token in (END, PAD, *SPECIALS)}
+    for token in (END, PAD, *SPECIALS):
+        ids = vocab.encode(f"a {token} cat <bo>")
+        assert not control & {*ids}
+        assert [ids[0], *ids[-2:]] == [vocab.id("a"), vocab.id("cat"), vocab.id("<bo>")]
+
+
 def test_question_image_ends_at_the_mask_boundary(policy: ShowO, vocab: Vocabulary) -> None:
     codes = torch.arange(16)
     for text in ("", "is <bo> a cat? " * 5):
