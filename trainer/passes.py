@@ -160,7 +160,7 @@ def in_step(
 def _loss(policy: Policy, one: Pass, settings: LossSettings, modality: Modality) -> tuple[torch.Tensor, LossStats]:
     chosen = settings.of(modality)
     terms = policy.terms(one.segments, one.step, reference=chosen.beta > 0)
-    return clipped_loss(
+    loss, stats = clipped_loss(
         terms.new_BD,
         terms.old_BD,
         terms.reference_BD,
@@ -174,6 +174,7 @@ def _loss(policy: Policy, one: Pass, settings: LossSettings, modality: Modality)
         own_length=settings.scale == "own_length",
         sensitivity=terms.sensitivity if settings.step_scale == "equal" else 1.0,
     )
+    return loss, stats.at(one.step, policy.steps(one.segments)) if chosen.beta > 0 else stats
 
 
 def _blank_loss(policy: Policy, modality: Modality, *, reference: bool) -> torch.Tensor:

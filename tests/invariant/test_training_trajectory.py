@@ -153,6 +153,8 @@ def plain(value: Any) -> Any:
 def near(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: near(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [near(inner) for inner in value]
     return pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
 
 

@@ -21,7 +21,9 @@ Deviations, each with its reason:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Literal
 
 import torch
@@ -38,6 +40,7 @@ class LossStats:
     clipped    decisions whose ratio left [1 - clip, 1 + clip] on the side where the objective is flat
     low, high  smallest and largest ratio
     kl_sum     sum of the KL terms, in nats; 0 without a reference
+    steps      (decisions, kl_sum) of each sampling step that `at` has named, from step 0; () if none was
 
     Without decisions the properties are None.
     """
@@ -47,15 +50,23 @@ class LossStats:
     low: float = math.inf
     high: float = -math.inf
     kl_sum: float = 0.0
+    steps: Sequence[tuple[int, float]] = ()
 
     def __add__(self, other: LossStats) -> LossStats:
+        pairs = zip_longest(self.steps, other.steps, fillvalue=(0, 0.0))
         return LossStats(
             self.decisions + other.decisions,
             self.clipped + other.clipped,
             min(self.low, other.low),
             max(self.high, other.high),
             self.kl_sum + other.kl_sum,
+            tuple((mine[0] + theirs[0], mine[1] + theirs[1]) for mine, theirs in pairs),
         )
+
+    def at(self, step: int, count: int) -> LossStats:
+        """Return the figures of decisions that all belong to this one of `count` sampling steps."""
+        own, none = (self.decisions, self.kl_sum), (0, 0.0)
+        return replace(self, steps=tuple(own if place == step else none for place in range(count)))
 
     @property
     def ratio_max(self) -> float | None:
@@ -68,6 +79,11 @@ class LossStats:
     @property
     def kl(self) -> float | None:
         return self.kl_sum / self.decisions if self.decisions else None
+
+    @property
+    def kl_by_step(self) -> list[float | None]:
+        """The mean KL of each sampling step, from step 0; None for a step without decisions here."""
+        return [kl_sum / decisions if decisions else None for decisions, kl_sum in self.steps]
 
 
 def clipped_loss(

@@ -40,7 +40,9 @@ def step_record(
     preview. `dropped` counts previews that were drawn ahead of scores and not needed; it depends on when the scores
     arrived, and no other figure counts them. `pass_rate` counts previews with a score, `masked` the finished images
     without a reward, `flat` the groups whose rewards are all equal, and `replaced` the flat groups that others
-    replaced, which no other figure counts. `reply_length` is the mean number of characters of the answers, and
+    replaced, which no other figure counts. `kl_image_by_step` is the mean KL of each sampling step of an image that has
+    decisions, in order (of a flow policy its SDE steps), None for one that `loss_step_fraction` left out, and None in
+    all without a KL term. `reply_length` is the mean number of characters of the answers, and
     `text_cut` counts the kept images of this rank whose prompt did not fit the policy's text block. `lr` is that of
     parameters without a rate of their modality. `laps` are those of every rank; `seconds` is rank 0's. `audit` has the
     figures of the screen's audit up to this step.
@@ -70,6 +72,7 @@ def step_record(
             for modality in MODALITIES
             for name, value in _modality_figures(update, modality).items()
         },
+        "kl_image_by_step": update.stats["image"].kl_by_step or None,
         "grad_norm": update.grad_norm,
         "lr": settings.optimizer.lr * lr_factor(settings.optimizer, step, settings.steps),
         "previews": drawn,

@@ -82,16 +82,28 @@ class Naive:
     def image(self, weights: Weights, segment: Any, advantage: float) -> float:
         total, count = 0.0, 0
         for k in range(self.sampler.steps - 1):  # the last step decides nothing
-            x, after, (t, t_next) = *segment.latent_SCHW[k : k + 2].flatten(1).numpy(), self.sampler.times[k : k + 2]
-            s2 = ETA**2 * t / (1 - (t_next if t == 1 else t))
-            std = math.sqrt(s2 * (t - t_next))
-            mean, far = (self.mean(w, segment.prompt, x, t, t_next, s2) for w in (weights, self.reference))
+            after, (t, t_next) = segment.latent_SCHW[k + 1].flatten().numpy(), self.sampler.times[k : k + 2]
+            mean, std, s2, kl = self.step(weights, segment, k)
             density = float(np.mean(-0.5 * ((after - mean) / std) ** 2 - math.log(std) - 0.5 * math.log(2 * math.pi)))
             w_k = (t - t_next) * (1 + s2 * (1 - t) / (2 * t)) / std
             ratio = (density - float(segment.logp_S[k])) / (w_k if self.equal_steps else 1)
-            kl = float(np.mean((mean - far) ** 2)) / (2 * std**2)
             total, count = total + surrogate(ratio, advantage, CLIP["image"]) - BETA["image"] * kl, count + 1
         return ALPHA["image"] * total / count
+
+    def step(self, weights: Weights, segment: Any, k: int) -> tuple[NDArray[np.float64], float, float, float]:
+        """Mean and deviation of a step, its squared noise a unit of time, and its KL to the reference."""
+        x, (t, t_next) = segment.latent_SCHW[k].flatten().numpy(), self.sampler.times[k : k + 2]
+        s2 = ETA**2 * t / (1 - (t_next if t == 1 else t))
+        std = math.sqrt(s2 * (t - t_next))
+        mean, far = (self.mean(w, segment.prompt, x, t, t_next, s2) for w in (weights, self.reference))
+        return mean, std, s2, float(np.mean((mean - far) ** 2)) / (2 * std**2)
+
+    def kl(self, weights: Weights, groups: Sequence[ScoredGroup], k: int) -> float:
+        """The mean KL of a step over the images of all rewarded rollouts."""
+        pairs = [pair for scored in groups for pair in zip(scored.rollouts, scored.rewards, strict=True)]
+        segments = [one for rollout, reward in pairs if reward.value is not None for one in rollout.segments]
+        images = [segment for segment in segments if segment.kind == "image"]
+        return float(np.mean([self.step(weights, image, k)[-1] for image in images]))
 
     def mean(self, w: Weights, prompt: str, x: Any, t: float, t_next: float, s2: float) -> NDArray[np.float64]:
         u = w["velocity.of_x"] @ x + t * w["velocity.of_t"]
@@ -153,6 +165,7 @@ def test_the_joint_loss_is_that_of_eqs_2_and_3(
         assert 0 < (stats.clip_fraction or 0) < 1
         assert (stats.kl or 0) > 1e-4
     assert found.stats["image"].decisions == 8 * 2 * 4
+    assert found.stats["image"].kl_by_step == pytest.approx([naive.kl(weights, groups, k) for k in range(4)], rel=1e-6)
     assert found.stats["image"].low < 1 - CLIP["image"] < 1 + CLIP["image"] < found.stats["image"].high
     rng = np.random.default_rng(0)
     for name, parameter in policy.module.named_parameters():
@@ -212,4 +225,6 @@ def test_a_flow_policy_learns_in_the_same_loop(
     assert mean_red(policy) > before + 0.15
     records = lines(settings.run_dir)
     assert records[-1]["kl_image"] > 1e-3 > records[0]["kl_image"] == 0
+    assert records[0]["kl_image_by_step"] == [0.0] * 3
+    assert np.mean(records[-1]["kl_image_by_step"]) == pytest.approx(records[-1]["kl_image"], rel=1e-6)
     assert [record["ratio_max_image"] for record in records] == pytest.approx([1.0] * 15, abs=1e-5)
