@@ -61,7 +61,7 @@ GRADIENT_FLOOR: Final = 1e-3  # a tensor's gradient counts as at least this shar
 COSINES: Final = ("gradient_cosine_text", "gradient_cosine_image")  # a split policy does not have them
 ROUNDED: Final = (
     *("loss_text", "loss_image", "grad_norm", "kl_text", "kl_image", "ratio_max_text", "ratio_max_image"),
-    *COSINES,
+    *("kl_image_by_step", *COSINES),
 )
 # Three groups a step: for Show-o a visual, a textual and a GenEval group, which has no text.
 COMMON: Final = {
@@ -121,7 +121,8 @@ class Figures:
                          random numbers and the images, records are metrics.jsonl without times and `ROUNDED`
     draw_difference      the largest difference of another number of a rollout: log-probabilities, and the draws of a
                          continuous policy. After an update they depend on the order of sums
-    rounded_difference   the largest difference of a figure of `ROUNDED`, relative to it or to FIGURE_FLOOR
+    rounded_difference   the largest difference of a figure of `ROUNDED`, relative to it (in a list: to the largest one)
+                         or to FIGURE_FLOOR
     gradient_difference  the largest difference of a gradient, relative to the largest gradient of its tensor (or
                          to GRADIENT_FLOOR of the step's largest, if that is more)
     weight_difference    the largest absolute difference of a weight after the last step of SGD
@@ -449,10 +450,13 @@ def _rounded_differences(
 ) -> Iterator[float]:
     for ours, theirs in zip(one, two, strict=True):
         for name in names:
-            if (ours[name] is None) != (theirs[name] is None):
+            own, other = (one if isinstance(one, list) else [one] for one in (ours[name], theirs[name]))
+            if [x is None for x in own] != [x is None for x in other]:
                 yield math.inf
-            elif ours[name] is not None:
-                yield abs(theirs[name] - ours[name]) / max(abs(ours[name]), FIGURE_FLOOR)
+                continue
+            pairs = [(x, y) for x, y in zip(own, other, strict=True) if x is not None]
+            most = max([FIGURE_FLOOR, *(abs(x) for x, _ in pairs)])
+            yield from (abs(y - x) / most for x, y in pairs)
 
 
 def _gradient_differences(one: Path, two: Path) -> Iterator[float]:
