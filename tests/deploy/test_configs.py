@@ -93,7 +93,8 @@ def test_unirl_zero_has_its_authors_values(number: int) -> None:
         assert policy.language is not None
         assert policy.language.max_new_tokens == 512
         assert (loss.text.lr, loss.text.beta, loss.text.alpha, loss.image.alpha) == (5e-7, 0.01, 1.0, 1.0)
-    weights = {"clip_direction": 4.0, "clip_i": 1.0} if number == 4 else dict.fromkeys(settings.rewards.weights, 1.0)
+    edited = {"clip_direction": 4.0, "quality": 0.0, "clip_i": 1.0}  # the public code has no third term
+    weights = edited if number == 4 else dict.fromkeys(settings.rewards.weights, 1.0)
     assert settings.rewards.weights == weights
     served = load_service(CONFIGS / f"unirl_zero_{number}.toml", {}).scorers
     assert set(weights) == set(served)

@@ -97,7 +97,7 @@ def test_the_settings_of_gvu_train_a_small_policy(
 
 UNIRL = {
     "unirl_zero_3": {"geneval": "image"},
-    "unirl_zero_4": {"clip_direction": "image", "clip_i": "cycled"},
+    "unirl_zero_4": {"clip_direction": "image", "quality": "image", "clip_i": "cycled"},
     "unirl_zero_5": {"geneval": "image", "format": "answer"},
     "unirl_zero_6": {"geneval": "image", "reflection": "answer"},
 }
@@ -112,6 +112,7 @@ def test_the_settings_of_unirl_zero_train_small_models(
         "geneval": ["image", "geneval"],
         "clip_direction": ["image", "prompt", "references", "source_prompt"],
         "clip_i": ["image", "references"],
+        "quality": ["image"],
         "format": ["reasoning"],
         "reflection": ["reasoning"],
     }

@@ -30,7 +30,6 @@ CONFIGS = sorted((Path(__file__).parents[4] / "deploy/configs").glob("*.toml"))
 BLACK = np.zeros((8, 8, 3), np.uint8)
 PLAIN = ScoreItem(BLACK, "a photo of a dog", geneval=GenEvalMetadata("single_object", (GenEvalClause("dog", 1),)))
 WITHOUT = "_without_tier"
-EDITS = "unirl_zero_4"  # its scorers need the source of an edit
 SYNC_R1_VALUES = {"tier": 0.5, "ber": -0.25, "der": 0.75, "fer": 1.0}
 
 
@@ -51,7 +50,7 @@ def serving(loaded: settings.Settings, values: dict[str, float]) -> Gateway:
     return Gateway(backend, loaded.ensembles, loaded.limits)
 
 
-@pytest.mark.parametrize("path", [one for one in CONFIGS if one.stem != EDITS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 async def test_a_plain_prompt_is_scored(path: Path) -> None:
     loaded = settings.load(path, {})
     gateway = serving(loaded, {})
