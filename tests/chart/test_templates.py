@@ -13,6 +13,7 @@ import yaml
 from helm import generate
 from tests.chart.rendering import (
     CHART,
+    ROOT,
     Object,
     merged,
     nested,
@@ -43,6 +44,16 @@ OWN_SETTINGS = {"trainer": {"enabled": True, "config": OWN_TOML}}
 PERSONALIZE_TOML = '[trainer.policy]\nmodel = "a/b"\n[personalize]\ndata = "."\n'
 PERSONALIZE_COMMAND = ["synod", "personalize", "CONFIG", "--data=/photographs/bo"]
 PERSONALIZE = {"trainer": {"enabled": True, "config": PERSONALIZE_TOML, "command": PERSONALIZE_COMMAND}}
+FLOW = {
+    "config": (ROOT / "deploy/configs/sd35_flow_grpo.toml").read_text(),
+    "scorers": {"gpu": {"replicas": 1}},
+    "models": {"cache": {"enabled": True}},
+    "trainer": {
+        "enabled": True,
+        "run": "sd35",
+        "command": ["synod", "train", "/app/deploy/configs/sd35_flow_grpo.toml"],  # its prompts are next to it
+    },
+}
 WITH_GPU = {"scorers": {"gpu": {"replicas": 2}}}
 ON = {"autoscaling": {"enabled": True}}
 LIMITS, CLAIM, NVIDIA = "containers.ray.resources.limits", "persistentVolumeClaim.claimName", "nvidia/DOT/com/gpu"
@@ -170,6 +181,13 @@ CASES: list[tuple[Object, str, Any]] = [
     (merged(TRAINER, {"trainer": {"gpus": 0}}), "RayJob.spec.entrypointNumGpus", MISSING),
     (merged(TRAINER, nested("trainer.startupSeconds", 0)), "RayJob.spec.preRunningDeadlineSeconds", MISSING),
     (TRAINER, "PersistentVolumeClaim.metadata.annotations.helm/DOT/sh/resource-policy", "keep"),
+    # a flow policy, whose weights are downloaded once
+    (FLOW, "RayJob.spec.entrypoint", "synod train /app/deploy/configs/sd35_flow_grpo.toml"),
+    (FLOW, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__RUN_DIR.value", "/checkpoints/sd35"),
+    (FLOW, f"{TRAINER_POD}.containers.ray.env.HF_HOME.value", "/models/huggingface"),
+    (FLOW, f"{TRAINER_POD}.volumes.models.{CLAIM}", "demo-synod-models"),
+    (FLOW, f"{GPU_POD}.volumes.models.{CLAIM}", "demo-synod-models"),
+    (FLOW, f"{TRAINER_POD}.{LIMITS}.{NVIDIA}", 1),
     # its workers in one pod, which also runs the command
     (TRAINER, f"{TRAINER_POD}.containers.ray.env.SYNOD__TRAINER__RANKS__WORKERS", MISSING),
     (TRAINER, f"{TRAINER_GROUP}.rayStartParams.num-cpus", MISSING),

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.chart.rendering import let_through
+from trainer.data.lines import FORMS, read_lines
+from trainer.settings import load
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "deploy/docker").glob("*.Dockerfile"))
@@ -162,6 +164,29 @@ def test_the_trainers_image_installs_lazy_imports() -> None:
         for package in imported_anywhere(path) - set(sys.stdlib_module_names) - OPTIONAL - {"trainer", "synod"}:
             names = {name.lower().replace("_", "-") for name in owners.get(package, ())}
             assert names & brought, f"{path.relative_to(ROOT)}: '.[trainer,job]' does not install {package}"
+
+
+def test_the_trainers_image_reads_a_vision_language_model() -> None:
+    """Transformers imports torchvision for the processor of Qwen2.5-VL, which none of our imports shows."""
+    assert "torchvision" in distributions("trainer,job")
+
+
+TRAINED = [path for path in sorted((ROOT / "deploy/configs").glob("*.toml")) if "[trainer]" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+def test_the_trainers_image_has_the_data_of_its_settings(path: Path) -> None:
+    """A job in the image runs /app/deploy/configs/NAME.toml; paths in it start there."""
+    sources = re.findall(r"^COPY (\S+) /app/", (ROOT / "deploy/docker/trainer.Dockerfile").read_text(), re.M)
+    data = load(path, {"SYNOD__TRAINER__POLICY__MODEL": str(ROOT / "embedded/weights")}).data
+    files = [one for one in (data.prompts, data.heldout, getattr(data, "concepts", None)) if one is not None]
+    if data.task in FORMS:
+        files += [line.image for line in read_lines(data.prompts, data.task) if line.image is not None]
+    assert files
+    for file in files:
+        name = f"{file.resolve().relative_to(ROOT)}/"
+        for admitted in (sources, let_through()):
+            assert any(name.startswith(f"{one}/") for one in admitted), name
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)

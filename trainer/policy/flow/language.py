@@ -167,7 +167,7 @@ def load(source: str | Path, max_new_tokens: int) -> tuple[nn.Module, Language]:
             directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
         processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
         cause = str(error).strip().partition("\n")[0]
         raise SettingsError(
             f"language model '{source}' cannot be read ({cause}); give one that AutoModelForImageTextToText reads"

@@ -221,9 +221,19 @@ def test_a_joint_policy_is_saved(make: Make, load: Load, tmp_path: Path, adapter
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
-def test_a_language_model_without_weights_is_refused(words: Path, tmp_path: Path) -> None:
+def test_a_language_model_without_weights_is_refused(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one whose processor needs a package that is missing."""
     with pytest.raises(SettingsError, match="cannot be read"):
         language.load(tmp_path, 5)
+
+    def lacking(*_: object, **__: object) -> None:
+        raise ImportError("\nVideos need the library x, which was not found.\nInstall it")
+
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lacking)
+    with pytest.raises(SettingsError, match=r"cannot be read \(Videos need the library x"):
+        language.load(words, 5)
 
 
 # -- the bridge of queries --------------------------------------------------------------------------------------------
