@@ -78,6 +78,19 @@ def test_all_facts_are_given_and_held_out_ones_asked(items: list[Item], records:
     assert [one.group for one in items if one.column == "knowledge"][:6] == [""] * 2 + ["held out"] * 4
 
 
+def test_facts_are_asked_by_the_given_template(records: Records) -> None:
+    columns, template = ("rea", "rea_gen", "dense_rea_gen"), "{name} knows {facts}? {prompt}"
+    plain, asked = plan([records["<bo>"]], columns), plan([records["<bo>"]], columns, template=template)
+    assert len(asked) == len(plain) > 0
+    for one, other in zip(asked, plain, strict=True):
+        assert one.query is not None
+        assert one.query.startswith("<bo> knows ")
+        assert one.query.removeprefix("<bo> knows ").replace("? ", ". ") == other.query
+    (none,) = in_arm(asked[:1], "none", records)
+    assert none.query is not None
+    assert none.query.startswith("a dog knows a dog has "), "no arm but the concept's reads its name"
+
+
 def test_limit_takes_the_first_of_each_group(records: Records, items: list[Item]) -> None:
     few = plan(list(records.values()), (*SUITES["unify"], *SUITES["unify_pp"]), images=2, limit=1)
     assert set(few) <= set(items)
