@@ -123,12 +123,12 @@ def plan(
 
 def _recognition(record: ConceptRecord, context: Context) -> list[Item]:
     count, records, rng = len(record.test), context.records, context.rng
-    alike = [image for one in same_class(record, records) for image in one.test] or list(record.hard)
+    alike = [image for one in same_class(record, records) for image in one.test]
     others = [image for one in records if one.concept.kind != record.concept.kind for image in one.test]
     groups = (
         (YES, "Yes", list(record.test)),
-        (HARD, "No", _some(alike, count, rng)),
-        (RANDOM, "No", _some(list(record.random) or others, count, rng)),
+        (HARD, "No", _some(alike or record.hard_test or record.hard, count, rng)),
+        (RANDOM, "No", _some(record.random_test or record.random or others, count, rng)),
     )
     asked = [record.recognition[int(i)] for i in rng.integers(len(record.recognition), size=count)]
     found = [(group, right, asked[i], image) for group, right, images in groups for i, image in enumerate(images)]

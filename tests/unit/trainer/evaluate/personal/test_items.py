@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.unit.trainer.personalize.unify_tree import write_tree
+from tests.unit.trainer.personalize.unify_tree import write_image, write_tree
 from trainer.evaluate.personal.arms import ARMS, in_arm
 from trainer.evaluate.personal.items import COLUMNS, HARD, RANDOM, SUITES, YES, Item, plan
+from trainer.personalize.examples import questions
 from trainer.personalize.folder import read_folder
 from trainer.personalize.records import ConceptRecord
 
@@ -55,6 +57,28 @@ def test_negatives_of_a_class_are_other_concepts(items: list[Item], records: Rec
     assert set(shown[RANDOM]) <= set(records["<bo>"].random)
     assert [one.right for one in asked] == ["Yes"] * 2 + ["No"] * 4
     assert [one.query for one in asked[:2]] == [one.query for one in asked[2:4]], "negatives are asked the same"
+
+
+def test_negatives_are_images_that_training_has_not_seen(tmp_path: Path) -> None:
+    """Of enough of them; more images later move none of the earlier ones to the other part."""
+    root, seen, asked = write_tree(tmp_path, ("bo",), ("animal",)), set[Path](), set[Path]()
+    for count in (7, 8, 12):
+        for number in range(count):
+            write_image(root / f"random_images/{number}.png", 100 + number)
+            write_image(root / f"concept/train/bo/negative_example/{number}.png", 150 + number)
+        (record,) = read_folder(root).values()
+        drawn = [questions(record, {"random", "hard"}, np.random.default_rng(i)) for i in range(12)]
+        trained = {item.image for epoch in drawn for item in epoch if item.image is not None}
+        items = [one for seed in range(20) for one in plan([record], ("rec",), seed=seed)]
+        shown = {one.shown for one in items if one.shown is not None and one.group != YES}
+        if count == 7:
+            assert len(trained) == 14
+            assert shown <= trained
+            continue
+        assert (len(trained), len(shown)) == (2 * count * 3 // 4, 2 * count // 4)
+        seen |= trained
+        asked |= shown
+        assert not seen & asked
 
 
 def test_negatives_follow_from_seed_and_name_alone(records: Records) -> None:
