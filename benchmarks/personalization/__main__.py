@@ -17,7 +17,7 @@ Measured elsewhere: the columns of UnifyBench and UnifyBench++ by benchmarks.per
 full size by benchmarks.personal_real_size, and the base itself by `make weights` (90).
 
 An arm is one concept, one seed and some settings. Its result is one JSON in RUNS/results, and an arm that has one is
-not run again: the same command goes on after a stop, however it was stopped. `--minutes` begins no arm after so long.
+not run again: the same command continues after any stop. `--minutes` begins no arm after so long.
 The CPU time of a stage that was stopped and resumed is unknown, null. An arm of "ablations" is all concepts, one seed
 and --steps (`benchmarks.personalization.ablations`), and has its tables in --ablations-out. A result that was made with
 other settings, by --config or the environment, is refused.
@@ -220,13 +220,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no arm after so many minutes")
     parser.add_argument("--config", type=Path, default=CONFIG, help="settings of every arm; the environment overrides")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/personalization", help="where the trainings go")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/personalization_stages.json")
     parser.add_argument(
-        "--ablations-out", type=Path, default=ROOT / "benchmarks/results/personalization_ablations.json"
+        "--out",
+        type=Path,
+        default=ROOT / "benchmarks/results/personalization_stages.json",
+        help="the result (%(default)s)",
+    )
+    parser.add_argument(
+        "--ablations-out",
+        type=Path,
+        default=ROOT / "benchmarks/results/personalization_ablations.json",
+        help="their tables (%(default)s)",
     )
     parser.add_argument("--steps", type=int, default=40, help="updates of Sync-GRPO in an arm of ablations (40)")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the service that rewards them")
-    parser.add_argument("--summary", action="store_true", help="run nothing")
+    parser.add_argument("--summary", action="store_true", help="only print the table of finished arms")
     options = parser.parse_args(arguments)
     jobs, results = _jobs(options), options.runs.resolve() / "results"
     until = time.monotonic() + 60 * options.minutes
