@@ -27,7 +27,8 @@ from trainer.evaluate.base import Benchmark, Row, Table, spread
 from trainer.evaluate.estimate import Estimate
 from trainer.evaluate.prompts import Prompts
 from trainer.processes import processes
-from trainer.settings import FlowSettings, PolicySettings, load, read_policy
+from trainer.settings import FlowSettings, PolicySettings, SyncR1Settings, load, read_policy
+from trainer.settings.data import TEMPLATES, read_template
 from trainer.settings.personalize import load_personalize
 from trainer.types import Prompt
 
@@ -85,11 +86,15 @@ Exit status: 0 on success, 1 when anything failed (one missing score is enough),
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What to evaluate: the policy's settings, the service it is usually scored by, and the default directory."""
+    """What to evaluate: the policy's settings, the service it is usually scored by, and the default directory.
+
+    `template` is the query about facts that it was trained with, or "plain".
+    """
 
     policy: PolicySettings
     url: str
     out: Path
+    template: str = TEMPLATES["plain"]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -147,21 +152,28 @@ def _evaluate_personal(options: argparse.Namespace) -> int:
         raise SettingsError("--answers are of another model: leave out --concepts")
     if options.prompts is not None:
         raise SettingsError(f"--suite {options.suite} has its own prompts; leave out --prompts")
+    if options.textual_template is not None and options.suite != "unify_pp":
+        raise SettingsError(f"--suite {options.suite} states no facts; leave out --textual-template")
     from trainer.evaluate.personal import command as personal
 
     if options.answers is not None:
         default = Path("evaluation") / f"{options.answers.resolve().name}-{options.suite}"
-        policy, url = None, URL
+        policy, url, template = None, URL, TEMPLATES["plain"]
     else:
         subject = resolve(options.policy, options.suite, has_concepts=bool(options.concepts))
-        default, url = subject.out, subject.url
+        default, url, template = subject.out, subject.url, subject.template
         policy = with_sampler(subject.policy, _sampler_of(options))
         if options.concepts:
             policy = policy.model_copy(update={"concepts": tuple(path.resolve() for path in options.concepts)})
     out = (options.out or default).resolve()
+    if options.textual_template is not None:
+        try:
+            template = read_template(options.textual_template)
+        except ValueError as error:
+            raise SettingsError(f"--textual-template: {error}") from None
     processes(os.environ)
     try:
-        return personal.evaluate(options, policy, options.url or url, out)
+        return personal.evaluate(options, policy, options.url or url, out, template)
     except (SynodError, OtherRankFailed) as error:
         if isinstance(error, SettingsError):
             raise
@@ -229,7 +241,9 @@ def resolve(policy: str, suite: str, *, has_concepts: bool = False) -> Subject:
             url = tree.get("trainer", {}).get("rewards", {}).get("url", URL)
             return _personalized(path, suite, url, has_concepts=has_concepts)
         settings = load(path, os.environ)
-        return Subject(settings.policy, settings.rewards.url, settings.run_dir / "evaluation" / f"{suite}-start")
+        asked = {"template": settings.data.template} if isinstance(settings.data, SyncR1Settings) else {}
+        out = settings.run_dir / "evaluation" / f"{suite}-start"
+        return Subject(settings.policy, settings.rewards.url, out, **asked)
     if (path / "settings.json").is_file():
         return _run(path, suite)
     try:
@@ -268,7 +282,8 @@ def _run(run: Path, suite: str) -> Subject:
             table |= {"concepts": (), "train": "all"}
         if table.get("language"):
             table["language"] = {**table["language"], "model": str(trained.resolve() / "language")}
-        return Subject(read_policy(table), settings["rewards"]["url"], run / "evaluation" / suite)
+        template = read_template(settings.get("data", {}).get("textual_template", "plain"))
+        return Subject(read_policy(table), settings["rewards"]["url"], run / "evaluation" / suite, template)
     except ValidationError as error:
         raise toml.settings_error(path, error.errors(), "trainer.policy") from None
     except (ValueError, TypeError, KeyError) as error:
@@ -418,6 +433,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="DIR", help="the folder of concepts to ask about and draw")
     add("--concepts", type=Path, nargs="+", metavar="DIR", help="concepts of `synod personalize`, in place of POLICY's")
     add("--answers", type=Path, metavar="DIR", help="another model's answers to such a suite, in place of POLICY")
+    add(
+        "--textual-template",
+        metavar="NAME|TEXT",
+        help=f"unify_pp: the query about facts, as [trainer.data] textual_template: {', '.join(TEMPLATES)}, or a text "
+        "(default: of the run or TOML, else plain)",
+    )
     add("--prompts", type=Path, metavar="FILE", help="prompts to draw; for geneval in place of the published 553")
     add("--column", default="prompt", help="the prompts' column in a .jsonl or .parquet (default: prompt)")
     add("--images", type=_count, default=4, metavar="N", help="images of each prompt (default: 4)")

@@ -9,6 +9,8 @@ FOLDER
     prompts.jsonl, prompts_heldout.jsonl    prompts for [trainer.data] prompts and heldout (task = "sync_r1")
     random_images/         copies of some images of --random
     negative_example/      the images of --pool that look most like the photographs, and scores.json
+
+Every fourth image of these two is for evaluation alone, if there are eight or more.
 """
 
 from __future__ import annotations
