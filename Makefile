@@ -25,7 +25,7 @@ demo: setup ## Start the service, score sample images, train briefly, write runs
 check: lint ## Lint, type-check and run the fast tests of units, numbers and architecture (3 minutes)
 	@$(PARALLEL) -m "not slow" tests/architecture tests/batching tests/contract tests/numerics tests/unit
 
-test: lint ## Lint, type-check and run every test (15 minutes)
+test: lint ## Lint, type-check and run every test (under 20 minutes)
 	@$(PARALLEL) --ignore=tests/browser --ignore=tests/integration
 	@$(PARALLEL) tests/browser tests/integration
 

@@ -33,11 +33,23 @@ CONFIDENCES = ("drawn", "max_logp")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.confidence", description=__doc__)
-    parser.add_argument("config", type=Path, nargs="?", default=ROOT / "deploy/configs/embedded.toml")
-    parser.add_argument("--prompts", type=int, default=480)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.confidence",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "config",
+        type=Path,
+        nargs="?",
+        default=ROOT / "deploy/configs/embedded.toml",
+        help="settings TOML (%(default)s)",
+    )
+    parser.add_argument("--prompts", type=int, default=480, help="held-out prompts, an image of each (480)")
     parser.add_argument("--url", help="the service (default: the settings')")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/confidence.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/confidence.json", help="the result (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     changed = {"EVALUATE__PROMPTS": str(options.prompts), **({"REWARDS__URL": options.url} if options.url else {})}
     own = {f"SYNOD__TRAINER__{key}": value for key, value in changed.items()}

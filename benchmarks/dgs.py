@@ -172,10 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=count, default=240, help="held-out prompts of each evaluation (240)")
     parser.add_argument("--marks", type=count, default=4, help="evaluations of a run after its start (4)")
     parser.add_argument("--hours", type=float, default=math.inf, help="stop after this time")
-    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--config", type=Path, default=CONFIG, help="settings TOML (%(default)s)")
     parser.add_argument("--url", help="the service (default: the settings')")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/dgs", help="directories of the runs (runs/dgs)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/dgs.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/dgs.json", help="the result (%(default)s)"
+    )
     parser.add_argument("--summary", action="store_true", help="write OUT from the finished runs; train nothing")
     return parser
 

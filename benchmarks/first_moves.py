@@ -1,6 +1,6 @@
 """Compare ways to decide when the screens of `screen.select` "auto" move, on simulated populations.
 
-    python -m benchmarks.first_moves --runs 10        # 30 s on one idle core, without a service and a policy
+    python -m benchmarks.first_moves --runs 10        # 30 s on one idle core; needs no service and no policy
 
 Three pathways share a run: "textual" and "visual" with an answer, which begin with a screen at step 0, and "none",
 which begins without one. A score has a known correlation with the reward at each step. Printed is, for each way and

@@ -412,15 +412,15 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--device", default="cuda")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="the device of the models (cuda)")
     parser.add_argument("--models", nargs="*", choices=tuple(MODELS), help="only these; none without a name")
     parser.add_argument("--scorers", nargs="*", metavar="NAME", help="only these scorers; none without a name")
     parser.add_argument("--dir", type=Path, help="folder for the scorers' models, up to 5 GB")
     parser.add_argument("--tiny", action="store_true", help="small models of the same families")
     parser.add_argument("--quick", action="store_true", help="two batch sizes, briefly")
     parser.add_argument("--no-compile", action="store_true", help="eager only")
-    parser.add_argument("--out", type=Path, default=Path("gpu_scorers.json"))
+    parser.add_argument("--out", type=Path, default=Path("gpu_scorers.json"), help="the result (%(default)s)")
     return parser
 
 

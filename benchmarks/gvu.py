@@ -77,15 +77,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.gvu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=count, default=150, help="of training on the intrinsic reward (150)")
-    parser.add_argument("--start", choices=STARTS, default=STARTS[0])
+    parser.add_argument("--start", choices=STARTS, default=STARTS[0], help="the policy to start from (normal)")
     parser.add_argument("--prompts", type=count, default=1000, help="held-out prompts, before and after (1000)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the run and of the held-out images (0)")
     parser.add_argument("--shown", type=count, default=16, help="prompts in the PNG, at most 24 (16)")
     parser.add_argument("--url", help="the service (default: the settings')")
-    parser.add_argument("--config", type=Path, default=ROOT / "deploy/configs/gvu_embedded.toml")
+    parser.add_argument(
+        "--config", type=Path, default=ROOT / "deploy/configs/gvu_embedded.toml", help="settings TOML (%(default)s)"
+    )
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/gvu", help="where starts and runs go")
     parser.add_argument("--build", type=Path, default=ROOT / "build/weights", help="training images of the makers")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gvu.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/gvu.json", help="the result (%(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="starts of a few steps on a few images, for tests")
     return parser
 

@@ -1,4 +1,4 @@
-"""Does the intrinsic reward prefer a true prompt to one with a wrong word? On scenes of the synthetic world.
+"""Measure whether the intrinsic reward prefers a true prompt to one with a wrong word, on the synthetic world.
 
     python -m benchmarks.intrinsic --claims 600                                    # the embedded policy
     python -m benchmarks.intrinsic --claims 600 --policy build/weights/show-o-captions
@@ -91,8 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     weights = ROOT / "embedded/weights"
     parser.add_argument("--policy", type=Path, default=weights / "show-o-world", help="a Show-o directory")
     parser.add_argument("--vq", type=Path, default=weights / "magvit-world", help="its image tokenizer")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/intrinsic.json")
+    parser.add_argument("--seed", type=int, default=0, help="of prompts and scenes (0)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/intrinsic.json", help="the result (%(default)s)"
+    )
     return parser
 
 

@@ -74,13 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=duration, default=30.0, help="training time of each run (30)")
     parser.add_argument("--steps", type=count, help="train so many steps in place of --minutes")
     parser.add_argument("--prompts", type=count, default=1000, help="held-out prompts, before and after (1000)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of both runs (0)")
     parser.add_argument("--shown", type=count, default=16, help="prompts in the PNG, at most 24 (16)")
     parser.add_argument("--hours", type=float, default=math.inf, help="stop after this time")
-    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--config", type=Path, default=CONFIG, help="settings TOML (%(default)s)")
     parser.add_argument("--url", help="the service (default: the settings')")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/learning", help="where the two runs go")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/learning.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/learning.json", help="the result (%(default)s)"
+    )
     return parser
 
 

@@ -162,10 +162,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=str(__doc__).partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scorers", nargs="+", choices=tuple(CASES), help="only these")
     parser.add_argument("--case", nargs=3, metavar=("SCORER", "IMAGES", "SIDE"), help="one case, in this process")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/memory.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/memory.json", help="the result (%(default)s)"
+    )
     return parser
 
 

@@ -1,6 +1,9 @@
 """A service on three local Ray nodes: a killed node, an upgrade and autoscaling, each under load.
 
-It tallies the outcome of every image like `benchmarks.faults`; see `python -m benchmarks.nodes --help`.
+    python -m benchmarks.nodes                      # full counts -> benchmarks/results/nodes.json
+    python -m benchmarks.nodes --quick --out FILE   # small counts, as the tests run them
+
+Like `benchmarks.faults` it counts the outcome of every image.
 """
 
 from __future__ import annotations
@@ -211,9 +214,13 @@ def started(folder: Path) -> Iterator[Nodes]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.nodes", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.nodes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="small counts")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/nodes.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/nodes.json", help="the result (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     found: dict[str, Result] = {}
     with tempfile.TemporaryDirectory(prefix="synod-nodes-") as folder, started(Path(folder) / "service") as nodes:

@@ -1,4 +1,4 @@
-"""Run UnifyBench and UnifyBench++ to the end, again, and with 10 kills; the files must be equal to the byte.
+"""Run UnifyBench and UnifyBench++ to the end, again, and with 10 kills; all files must be equal, byte for byte.
 
 Every column of both suites with its controls, on the six concepts of --data: about 15 CPU minutes for the first run of
 both, and as much again for the one with kills.
@@ -103,14 +103,20 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("policy", type=Path)
-    parser.add_argument("--concepts", type=Path, nargs="+", default=[])
-    parser.add_argument("--data", type=Path, default=ROOT / "embedded/data/unify")
-    parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs/personal_suites")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/personal_suites.json")
+    parser.add_argument("policy", type=Path, help="POLICY of `synod evaluate`")
+    parser.add_argument("--concepts", type=Path, nargs="+", default=[], help="concepts of `synod personalize`")
+    parser.add_argument(
+        "--data", type=Path, default=ROOT / "embedded/data/unify", help="the concepts to ask about (%(default)s)"
+    )
+    parser.add_argument("--images", type=int, default=4, help="images of each prompt (4)")
+    parser.add_argument("--limit", type=int, help="questions or prompts of a column and concept (all)")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="URL of the service (%(default)s)")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "runs/personal_suites", help="where the evaluations go (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/personal_suites.json", help="the result (%(default)s)"
+    )
     options = parser.parse_args()
     shutil.rmtree(options.work, ignore_errors=True)
     found = {suite: measure(options, suite) for suite in SUITES}

@@ -69,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--steps", type=int, default=4, help="of each run of `cost`; the first is left out")
     parser.add_argument("--groups", type=int, default=4, help="of each step of `cost`")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/ranks.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/ranks.json", help="the result (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     found: Result = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in [options.only] if options.only else PARTS:

@@ -363,14 +363,18 @@ def _read(out: Path) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.real_size", description=str(__doc__).partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.real_size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=tuple(MODELS), metavar="NAME", help=f"only: {', '.join(MODELS)}")
     parser.add_argument("--quick", action="store_true", help="512 px, one repeat")
     parser.add_argument("--tiny", action="store_true", help="small models of the same families")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="instead of the settings' dtype")
     parser.add_argument("--again", action="store_true", help="also measure scorers already in the results file")
     parser.add_argument("--dir", type=Path, help="folder for models, up to 5 GB (default: the temporary folder)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/real_size.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/real_size.json", help="the result (%(default)s)"
+    )
     parser.add_argument("--child", choices=tuple(MODELS), help=argparse.SUPPRESS)
     return parser
 

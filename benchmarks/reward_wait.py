@@ -58,12 +58,18 @@ WIRE = CODECS["application/msgpack"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.reward_wait", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reward_wait",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, help="prompts_per_step of each case")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of each case")
     parser.add_argument("--latency", type=float, default=LATENCY_S, help="seconds that every request takes")
     parser.add_argument("--paced", action="store_true", help="sleep in place of computing")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/reward_wait.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/reward_wait.json", help="the result (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     result = {"command": command(), "machine": machine()}
     result |= measure(options.prompts, options.steps, options.latency, paced=options.paced)

@@ -32,10 +32,14 @@ PHASES = ("draw", "preview", "finish", "decode", "update")  # `draw`: the group 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure both sides in turn and write the medians, their ratios, the command and the hardware as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sampling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7, help="how often each side runs")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/sampling.json")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/sampling.json", help="the result (%(default)s)"
+    )
     parser.add_argument("--worker", choices=("different", "equal"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:

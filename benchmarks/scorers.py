@@ -234,13 +234,17 @@ def _plan(options: argparse.Namespace) -> tuple[list[int], int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scorers", description=str(__doc__).partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scorers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scorers", nargs="+", choices=tuple(DIRECT), help="only these")
     parser.add_argument("--batches", nargs="+", type=int, help="batch sizes (default: 1 8 32)")
     parser.add_argument("--repeats", type=int, help="repeats per case (default: 31)")
     parser.add_argument("--no-ray", dest="ray", action="store_false", help="skip the service")
     parser.add_argument("--quick", action="store_true", help="change the defaults to batches of 8 and 5 repeats")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scorers_cpu.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/scorers_cpu.json", help="the result (%(default)s)"
+    )
     return parser
 
 

@@ -99,10 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scorer", default="ber", help="surrogate scorer, against the original prompt (ber)")
     parser.add_argument("--seed", type=int, default=1, help="of prompts and random numbers (1)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time")
-    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--config", type=Path, default=CONFIG, help="settings TOML (%(default)s)")
     parser.add_argument("--url", help="the service (default: the settings')")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/screening", help="where finished prompts are kept")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/screening.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/screening.json", help="the result (%(default)s)"
+    )
     return parser
 
 

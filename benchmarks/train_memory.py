@@ -132,8 +132,14 @@ def update(policy: ShowO, case: Case) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every case in its own process and write JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_memory", description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/train_memory.json")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/train_memory.json", help="the result (%(default)s)"
+    )
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.case is not None:

@@ -83,12 +83,23 @@ def update(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure both modes in their own processes and write JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_shard", description=__doc__)
-    parser.add_argument("--size", choices=tuple(SIZES), default="middle")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_shard",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--size",
+        choices=tuple(SIZES),
+        default="middle",
+        help="the random policy: 172 M parameters, or Show-o 512 (middle)",
+    )
     parser.add_argument("--group", type=int, default=9, help="G, the images of the update")
     parser.add_argument("--micro-batch", type=int, default=3, help="images of one pass")
     parser.add_argument("--repeats", type=int, default=3, help="updates; the fastest counts")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/train_shard.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/train_shard.json", help="the result (%(default)s)"
+    )
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.mode is not None:

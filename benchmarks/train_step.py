@@ -28,10 +28,19 @@ GROUPS = (3, 9, 18, 36)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run", type=Path, help="the directory of a run")
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/train_step_baseline.json")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="URL of the service (%(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "benchmarks/results/train_step_baseline.json",
+        help="the result (%(default)s)",
+    )
     options = parser.parse_args(arguments)
     records = read(options.run)
     result = {"command": command(), "machine": machine(), "steps": len(records), "seconds": seconds(records)}

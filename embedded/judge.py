@@ -296,8 +296,10 @@ def _answer(judge: WorldJudge, body: dict[str, Any]) -> str:
 def main() -> None:
     import uvicorn
 
-    parser = argparse.ArgumentParser(prog="python -m embedded.judge", description=__doc__)
-    parser.add_argument("--port", type=int, default=8010)
+    parser = argparse.ArgumentParser(
+        prog="python -m embedded.judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=int, default=8010, help="on 127.0.0.1 (8010)")
     uvicorn.run(app(WorldJudge()), host="127.0.0.1", port=parser.parse_args().port, log_level="warning")
 
 

@@ -290,16 +290,18 @@ def build_parser() -> argparse.ArgumentParser:
         add(name, command, text)
     for name in ("up", "down", "status"):
         commands.choices[name].add_argument("--run-dir", type=Path, default=RUN_DIR, help="directory of logs and state")
-    add("check", check, "validate settings and print what they serve").add_argument("config", type=Path)
+    add("check", check, "validate settings and print what they serve").add_argument(
+        "config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml"
+    )
     one = add("golden", record_golden, "record the golden values")
-    one.add_argument("config", type=Path)
+    one.add_argument("config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml")
     one.add_argument("out", type=Path, help="file to write; an existing file provides the items")
     one.add_argument("--items", type=Path, help="read the items from this file instead")
     add("warm", warm_models, "download every model of the settings and check its files").add_argument(
-        "config", type=Path
+        "config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml"
     )
     one = add("verify", verify_pairs, "check that the scorers rank good inputs above bad ones")
-    one.add_argument("config", type=Path)
+    one.add_argument("config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml")
     one.add_argument("--pairs", type=Path, help="pairs to score (default: the file that the settings name)")
     one = add("faces", face_vectors, "write face vectors of images")
     one.add_argument("config", type=Path, help="settings TOML with a scorer of kind fer")

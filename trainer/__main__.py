@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   synod train deploy/configs/embedded.toml
   synod train deploy/configs/embedded.toml --steps 25 --run-dir runs/short
   SYNOD__TRAINER__OPTIMIZER__LR=5e-5 synod train deploy/configs/embedded.toml --run-dir runs/lower
-  synod train deploy/configs/embedded.toml --with deploy/configs/ablations/without_dgs.toml --run-dir runs/all
+  synod train deploy/configs/embedded.toml --with deploy/configs/ablations/without_dgs.toml --run-dir runs/no_dgs
   synod train deploy/configs/embedded.toml --dry-run    time and memory of one group, before a long run
   torchrun --standalone --nproc-per-node 8 --shutdown-timeout 600 -m trainer CONFIG.toml   on 8 GPUs of this machine
   SYNOD__TRAINER__RANKS__WORKERS=8 synod train CONFIG.toml      in 8 workers of a Ray cluster, each with one GPU
@@ -87,7 +87,7 @@ def _train(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="draw one group, print time and memory of each phase, save nothing"
     )
-    parser.add_argument("--no-evaluation", action="store_true", help="skip the held-out prompts before and after")
+    parser.add_argument("--no-evaluation", action="store_true", help="make no held-out evaluation")
     options = parser.parse_args(arguments)
     overrides = {
         "STEPS": options.steps,

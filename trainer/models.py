@@ -25,7 +25,9 @@ from trainer.settings import load as load_settings
 def main(arguments: Sequence[str]) -> int:
     """Run `warm` or `verify` and return its exit status: 0, or 1 if the policy cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
-    parser.add_argument("command", choices=("warm", "verify"))
+    parser.add_argument(
+        "command", choices=("warm", "verify"), help="download and check the policy, or rank pairs with it"
+    )
     parser.add_argument("config", type=Path, help="settings TOML with a [trainer] table")
     parser.add_argument("--pairs", type=Path, help="pairs to rank (default: the file that the settings name)")
     options = parser.parse_args(arguments)

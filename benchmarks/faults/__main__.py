@@ -47,13 +47,19 @@ SOAK: Final = (20.0, 0.1)  # minutes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=benchmarks.faults.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults",
+        description=benchmarks.faults.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--quick", action="store_true", help="small counts, and a soak of seconds")
     parser.add_argument(
         "--only", nargs="+", choices=["fuzz", *CASES, "soak"], help="run these only; keep the file's other cases"
     )
     parser.add_argument("--soak-minutes", type=float, help="20; 0.1 with --quick")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/faults.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/faults.json", help="the result (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     minutes = SOAK[options.quick] if options.soak_minutes is None else options.soak_minutes
     on_service: dict[str, Callable[[Running], dict[str, Any]]] = {

@@ -17,9 +17,10 @@ Measured elsewhere: the columns of UnifyBench and UnifyBench++ by benchmarks.per
 full size by benchmarks.personal_real_size, and the base itself by `make weights` (90).
 
 An arm is one concept, one seed and some settings. Its result is one JSON in RUNS/results, and an arm that has one is
-not run again: the same command goes on after a stop, however it was stopped. `--minutes` begins no arm after so long.
-The CPU time of a stage that was stopped and resumed is unknown, null. An arm of "ablations" is all concepts and one
-seed (`benchmarks.personalization.ablations`), and has its tables in --ablations-out.
+not run again: the same command continues after any stop. `--minutes` begins no arm after so long.
+The CPU time of a stage that was stopped and resumed is unknown, null. An arm of "ablations" is all concepts, one seed
+and --steps (`benchmarks.personalization.ablations`), and has its tables in --ablations-out. A result that was made with
+other settings, by --config or the environment, is refused.
 
 Facts that only text states are measured by the detector's accessory pixels; chance is .1, and "clear" prompts say the
 colour themselves. "no rows" calls the concept by its class.
@@ -43,10 +44,12 @@ import numpy as np
 import torch
 
 from benchmarks.machine import command, commit, machine
-from benchmarks.personalization.ablations import Ablation, ablations, run_ablation, tables
+from benchmarks.personalization.ablations import Ablation, ablations, facts_of, run_ablation, tables
 from benchmarks.personalization.general import General, judge
 from benchmarks.personalization.measure import Figures, Meter, drawn
+from benchmarks.timed import check_facts
 from embedded import world
+from trainer.checkpoint import flattened
 from trainer.images import write_whole
 from trainer.personalize.files import load_into
 from trainer.personalize.records import ConceptRecord
@@ -203,7 +206,7 @@ def summary(results: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the arms that have no result yet, and write the summary."""
+    """Run the arms that have no result yet, and write the summary. Raises SettingsError for results of others."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.personalization",
         description=__doc__,
@@ -217,28 +220,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no arm after so many minutes")
     parser.add_argument("--config", type=Path, default=CONFIG, help="settings of every arm; the environment overrides")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/personalization", help="where the trainings go")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/personalization_stages.json")
     parser.add_argument(
-        "--ablations-out", type=Path, default=ROOT / "benchmarks/results/personalization_ablations.json"
+        "--out",
+        type=Path,
+        default=ROOT / "benchmarks/results/personalization_stages.json",
+        help="the result (%(default)s)",
+    )
+    parser.add_argument(
+        "--ablations-out",
+        type=Path,
+        default=ROOT / "benchmarks/results/personalization_ablations.json",
+        help="their tables (%(default)s)",
     )
     parser.add_argument("--steps", type=int, default=40, help="updates of Sync-GRPO in an arm of ablations (40)")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the service that rewards them")
-    parser.add_argument("--summary", action="store_true", help="run nothing")
+    parser.add_argument("--summary", action="store_true", help="only print the table of finished arms")
     options = parser.parse_args(arguments)
     jobs, results = _jobs(options), options.runs.resolve() / "results"
     until = time.monotonic() + 60 * options.minutes
+    for key, job in jobs.items():
+        if (path := results / f"{key}.json").exists():
+            check_facts(path, job.facts, json.loads(path.read_text()).get("facts", {}))
     for key, job in jobs.items():
         path = results / f"{key}.json"
         if options.summary or path.exists() or time.monotonic() > until:
             continue
         print(f"{key}: training and measuring", flush=True)
-        found = job()
+        found = {**job.work(), "facts": job.facts}
         write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
         print(json.dumps(found["figures"]), flush=True)
     left = sum(not (results / f"{key}.json").exists() for key in jobs)
     document = {"command": command(), "commit": commit(), "machine": machine(), "left": left}
     if ABLATIONS in (options.only or ()):
-        found = tables(results / ABLATIONS, options.seeds)
+        found = tables(results / ABLATIONS, options.seeds, options.steps)
         write_whole(options.ablations_out, (json.dumps({**document, "tables": found}, indent=1) + "\n").encode())
     if options.only != [ABLATIONS]:
         found = summary(results)
@@ -247,17 +261,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _jobs(options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
-    """Return what trains and measures each wanted arm, by the name of its result."""
-    jobs: dict[str, Callable[[], dict[str, Any]]] = {}
+@dataclass(frozen=True)
+class Job:
+    """What trains and measures an arm, and the settings that decide the result besides what the arm sets."""
+
+    facts: Mapping[str, Any]
+    work: Callable[[], dict[str, Any]]
+
+
+def _jobs(options: argparse.Namespace) -> dict[str, Job]:
+    """Return the job of each wanted arm, by the name of its result."""
+    jobs: dict[str, Job] = {}
     runs = options.runs.resolve()
+    table = load_personalize(options.config).model_dump(mode="json")
+    shared = {f"personalize.{key}": value for key, value in flattened(table, {"data", "run_dir", "seed"}).items()}
     for group in options.only or GROUPS:
         for seed in range(options.seeds):
             if group == ABLATIONS:
                 for one in ablations(seed, options.steps):
-                    jobs[f"{ABLATIONS}/{one.key}"] = partial(_run_ablation, one, runs, options.config, options.url)
+                    work = partial(_run_ablation, one, runs, options.config, options.url)
+                    jobs[f"{ABLATIONS}/{one.key}"] = Job(shared | facts_of(one), work)
             else:
-                jobs |= {arm.key: partial(run_arm, arm, runs, options.config) for arm in arms(group, seed)}
+                jobs |= {arm.key: Job(shared, partial(run_arm, arm, runs, options.config)) for arm in arms(group, seed)}
     return jobs
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.personalization.measure import Figures, Meter
+from trainer.checkpoint import fingerprint
 from trainer.images import write_whole
 from trainer.personalize.files import CONCEPT, load_into
 from trainer.personalize.prompts import prompt_lines
@@ -60,7 +62,7 @@ class Ablation:
     @property
     def key(self) -> str:
         """The name of its files."""
-        return f"ablations-{self.name}-{self.seed}"
+        return f"ablations-{self.name}-{self.steps}-{self.seed}"
 
 
 def ablations(seed: int, steps: int) -> list[Ablation]:
@@ -85,6 +87,21 @@ def settings_of(arm: Ablation, concepts: list[Path], folder: Path, url: str) -> 
         "DATA__HELDOUT": folder / "prompts_heldout.jsonl",
         "REWARDS__URL": url,
     }
+    return _loaded(arm, own)
+
+
+def facts_of(arm: Ablation) -> dict[str, Any]:
+    """Return the settings of an arm's training, by dotted key, but those that each arm sets. Raises SettingsError.
+
+    The service is not named by its URL, which may change.
+    """
+    if not arm.steps:
+        return {}
+    own = {"POLICY__CONCEPTS": json.dumps([str(UNIFY)])}  # any directory: the concepts may not be trained yet
+    return {f"trainer.{key}": value for key, value in fingerprint(_loaded(arm, own)).items()}
+
+
+def _loaded(arm: Ablation, own: Mapping[str, Any]) -> TrainerSettings:
     environ = {f"SYNOD__TRAINER__{key}": str(value) for key, value in {**SETTINGS, **own}.items()}
     changes = [] if arm.changes is None else [CHANGES / f"{arm.changes}.toml"]
     return load(CONFIG, {**os.environ, **environ}, changes)
@@ -141,24 +158,22 @@ def measure(policy: ShowO, record: ConceptRecord, seed: int) -> Figures:
     return {**meter.measure(policy, record.name, knowledge=True), **meter.reasoning(policy)}
 
 
-def tables(results: Path, seeds: int) -> dict[str, Any]:
-    """Return each table: by arm and figure, mean and standard error over concepts and seeds, and the same of the
-    difference to "full", paired by concept and seed.
+def tables(results: Path, seeds: int, steps: int) -> dict[str, Any]:
+    """Return each table of trainings of `steps` steps: by arm and figure, mean and standard error over concepts and
+    seeds, and the same of the difference to "full", paired by concept and seed.
     """
+    values: dict[str, Values] = defaultdict(dict)
+    for arm in (one for seed in range(seeds) for one in ablations(seed, steps)):
+        if (path := results / f"{arm.key}.json").exists():
+            figures = json.loads(path.read_text())["figures"]
+            values[arm.name] |= {(concept, arm.seed): own for concept, own in figures.items()}
     found: dict[str, Any] = {}
     for table, names in TABLES.items():
-        values = {name: _values(results, name, seeds) for name in names}
         found[table] = {name: _row(values[name], values["full"]) for name in names if values[name]}
     return found
 
 
 Values = dict[tuple[str, int], Figures]  # (concept, seed) -> figures
-
-
-def _values(results: Path, name: str, seeds: int) -> Values:
-    paths = {seed: results / f"ablations-{name}-{seed}.json" for seed in range(seeds)}
-    documents = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
-    return {(concept, seed): own for seed, one in documents.items() for concept, own in one["figures"].items()}
 
 
 def _row(own: Values, full: Values) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class Meter:
         count = len(concept.test)
         self._photographs = tuple(load_image(path) for path in concept.train)
         self._test = [load_image(path) for path in concept.test]
-        self._random = [load_image(concept.random[i]) for i in rng.permutation(len(concept.random))[:count]]
+        random = concept.random_test  # unseen in training
+        self._random = [load_image(random[i]) for i in rng.permutation(len(random))[:count]]
         self._alike = [_shown(rival, rng) for rival in rivals[:count]]
         self._rivals = [tuple(_shown(rival, rng) for _ in range(REFERENCES)) for rival in rivals]
 

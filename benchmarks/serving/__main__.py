@@ -209,7 +209,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--client-cores", type=_cores, default=[1], metavar="N,..", help="cores of the client (1)")
     parser.add_argument("--repeats", type=int, help="repeats of a measurement; the results are medians and spreads")
     parser.add_argument("--seconds", type=float, help="minimum length of a repeat, and of the warm-up before the first")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/serving.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/serving.json", help="the result (%(default)s)"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "runs/bench-serving", help="environment, bodies, logs")
     return parser
 

@@ -46,7 +46,9 @@ Step: TypeAlias = "tuple[Recipe, Callable[[Recipe, Path, Sizes], Maker]]"  # a p
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m embedded.makers", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m embedded.makers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", choices=PARTS, default="all", help="which models to train (all)")
     parser.add_argument("--only", choices=(*PARTS["all"], CAPTIONS), help="train this model only, in this process")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few images")

@@ -179,14 +179,18 @@ def _share(name: str, right: Sequence[bool] | np.ndarray) -> Metric:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m embedded.makers.accept", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m embedded.makers.accept",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--policy", type=Path, default=WEIGHTS / "show-o-world", help="directory of the policy")
     parser.add_argument("--checkpoint", type=Path, help="an unfinished training instead, such as build/weights/*.ckpt")
     parser.add_argument("--vq", type=Path, default=WEIGHTS / "magvit-world", help="directory of the image tokenizer")
     parser.add_argument("--size", type=int, default=60, help=f"images for each GenEval task, at least {LEAST} (60)")
-    parser.add_argument("--steps", type=int, default=SAMPLING.denoising_steps)
-    parser.add_argument("--guidance", type=float, default=SAMPLING.guidance_scale)
-    parser.add_argument("--temperature", type=float, default=SAMPLING.temperature)
+    parser.add_argument("--steps", type=int, default=SAMPLING.denoising_steps, help="denoising steps (%(default)s)")
+    parser.add_argument("--guidance", type=float, default=SAMPLING.guidance_scale, help="guidance scale (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=SAMPLING.temperature, help="temperature (%(default)s)")
     options = parser.parse_args(arguments)
     if options.size < LEAST:
         parser.error(

@@ -75,9 +75,15 @@ its text encoder) with two threads, the others with one each. Training minutes a
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m embedded.makers.flow_quality", description=__doc__)
-    parser.add_argument("--weights", type=Path, default=ROOT / "embedded/weights")
-    parser.add_argument("--output", type=Path, default=ROOT / "embedded/QUALITY_FLOW.md")
+    parser = argparse.ArgumentParser(
+        prog="python -m embedded.makers.flow_quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--weights", type=Path, default=ROOT / "embedded/weights", help="the models (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "embedded/QUALITY_FLOW.md", help="the document to write (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     service = load(ROOT / "deploy/configs/embedded.toml", without=("golden",))
     policy = policy_of(options.weights)

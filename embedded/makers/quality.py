@@ -76,10 +76,18 @@ Row = tuple[str, int, list[float], float | None]  # the last value is that of TO
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m embedded.makers.quality", description=__doc__)
-    parser.add_argument("--settings", type=Path, default=ROOT / "deploy/configs/embedded.toml")
-    parser.add_argument("--weights", type=Path, default=ROOT / "embedded/weights")
-    parser.add_argument("--output", type=Path, default=ROOT / "embedded/QUALITY.md")
+    parser = argparse.ArgumentParser(
+        prog="python -m embedded.makers.quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--settings", type=Path, default=ROOT / "deploy/configs/embedded.toml", help="settings TOML (%(default)s)"
+    )
+    parser.add_argument("--weights", type=Path, default=ROOT / "embedded/weights", help="the models (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "embedded/QUALITY.md", help="the document to write (%(default)s)"
+    )
     parser.add_argument("--minutes", type=float, help="what rendering and training everything took")
     options = parser.parse_args(arguments)
     # Golden scores are recorded after the weights.

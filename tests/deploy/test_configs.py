@@ -166,3 +166,11 @@ def test_the_example_of_personalization_loads() -> None:
     settings = load_personalize(CONFIGS / "personalize.toml", {})
     assert settings.data.parent.name == "train"
     assert settings.policy.concepts == ()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_many_processes_have_more_time_to_start(path: Path) -> None:
+    """Each imports its libraries, and all do so at once."""
+    settings = load_service(path, {})
+    if len(settings.hosts) > 4:
+        assert settings.cluster.ready_timeout_s > type(settings.cluster)().ready_timeout_s

@@ -178,10 +178,11 @@ def tables(annotation: Any) -> list[type[BaseModel]]:
     return [table for one in get_args(annotation) for table in tables(one)]
 
 
-def test_trainer_settings_in_the_training_page_exist() -> None:
+def test_trainer_settings_in_the_trainers_pages_exist() -> None:
     """Dotted names there start in [trainer]."""
+    pages = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("training", "screens", "devices"))
     nodes = "|".join(name for name, field in TrainerSettings.model_fields.items() if tables(field.annotation))
-    found = set(re.findall(rf"`((?:{nodes})\.[\w.*]+)`", (ROOT / "docs/training.md").read_text()))
+    found = set(re.findall(rf"`((?:{nodes})\.[\w.*]+)`", pages))
     assert len(found) > 15
     assert [name for name in sorted(found) if not is_setting(name.split("."), TrainerSettings)] == []
 

@@ -2,7 +2,7 @@
 
 A screen at step s draws N rollouts until s, scores them, and finishes the G best and worst of them for the update. Its
 signal is the power of a group's gradient relative to that of a plain group of G, in the limit of a weak signal and if
-the reward depends on the score in a line (docs/training.md, "Audit of a screen"):
+the reward depends on the score in a line (docs/screens.md, "Audit of a screen"):
 
     signal(s) = 1 + rho_s^2 c_s,    c_s = S_s / (G - 1) - 1
 

@@ -27,7 +27,8 @@ from trainer.evaluate.base import Benchmark, Row, Table, spread
 from trainer.evaluate.estimate import Estimate
 from trainer.evaluate.prompts import Prompts
 from trainer.processes import processes
-from trainer.settings import FlowSettings, PolicySettings, load, read_policy
+from trainer.settings import FlowSettings, PolicySettings, SyncR1Settings, load, read_policy
+from trainer.settings.data import TEMPLATES, read_template
 from trainer.settings.personalize import load_personalize
 from trainer.types import Prompt
 
@@ -47,7 +48,9 @@ POLICY is one of
   a run's directory     the trained policy in RUN/policy, with the sampler and the service of its settings
   a settings TOML       the policy that its [trainer.policy] names, before any training; one of `synod personalize`:
                         with the concept that it has trained
-  a model directory or hub id, such as showlab/show-o-512x512, with Show-o's published sampler (50 steps, guidance 5)
+  a model directory or hub id, such as showlab/show-o-512x512, with the default sampler of its family: Show-o's
+                        published one (50 steps, guidance 5), or 20 steps of the ODE at guidance 4.5 for a pipeline
+                        directory; for a pipeline's hub id give a settings TOML
 
 Suites of prompts:
   geneval   GenEval's 553 prompts, 4 images of each; the service needs a scorer of kind geneval. Prints the share of
@@ -61,8 +64,8 @@ Suites of personalised policies, on the concepts of --data DIR (docs/evaluation.
 They print each measure next to its controls: the class word in place of the name, another concept's name, a black
 image. --answers DIR scores another model's answers instead of a POLICY's.
 
-An image is drawn once: the same command goes on after a stop, scores again what has failed, and adds what a larger
---images or --limit or another of --scorers asks for. A missing score is left out and counted, never a 0.
+The same command resumes a stopped evaluation: it draws no image twice, scores again what has failed, and adds what a
+larger --images or --limit, or another of --scorers, asks for. A missing score is left out and counted, never a 0.
 Standard errors are clustered by prompt, because images of one prompt are alike.
 """
 EXAMPLES: Final = """examples:
@@ -83,11 +86,15 @@ Exit status: 0 on success, 1 when anything failed (one missing score is enough),
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What to evaluate: the policy's settings, the service it is usually scored by, and the default directory."""
+    """What to evaluate: the policy's settings, the service it is usually scored by, and the default directory.
+
+    `template` is the query about facts that it was trained with, or "plain".
+    """
 
     policy: PolicySettings
     url: str
     out: Path
+    template: str = TEMPLATES["plain"]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -145,21 +152,28 @@ def _evaluate_personal(options: argparse.Namespace) -> int:
         raise SettingsError("--answers are of another model: leave out --concepts")
     if options.prompts is not None:
         raise SettingsError(f"--suite {options.suite} has its own prompts; leave out --prompts")
+    if options.textual_template is not None and options.suite != "unify_pp":
+        raise SettingsError(f"--suite {options.suite} states no facts; leave out --textual-template")
     from trainer.evaluate.personal import command as personal
 
     if options.answers is not None:
         default = Path("evaluation") / f"{options.answers.resolve().name}-{options.suite}"
-        policy, url = None, URL
+        policy, url, template = None, URL, TEMPLATES["plain"]
     else:
         subject = resolve(options.policy, options.suite, has_concepts=bool(options.concepts))
-        default, url = subject.out, subject.url
+        default, url, template = subject.out, subject.url, subject.template
         policy = with_sampler(subject.policy, _sampler_of(options))
         if options.concepts:
             policy = policy.model_copy(update={"concepts": tuple(path.resolve() for path in options.concepts)})
     out = (options.out or default).resolve()
+    if options.textual_template is not None:
+        try:
+            template = read_template(options.textual_template)
+        except ValueError as error:
+            raise SettingsError(f"--textual-template: {error}") from None
     processes(os.environ)
     try:
-        return personal.evaluate(options, policy, options.url or url, out)
+        return personal.evaluate(options, policy, options.url or url, out, template)
     except (SynodError, OtherRankFailed) as error:
         if isinstance(error, SettingsError):
             raise
@@ -227,7 +241,9 @@ def resolve(policy: str, suite: str, *, has_concepts: bool = False) -> Subject:
             url = tree.get("trainer", {}).get("rewards", {}).get("url", URL)
             return _personalized(path, suite, url, has_concepts=has_concepts)
         settings = load(path, os.environ)
-        return Subject(settings.policy, settings.rewards.url, settings.run_dir / "evaluation" / f"{suite}-start")
+        asked = {"template": settings.data.template} if isinstance(settings.data, SyncR1Settings) else {}
+        out = settings.run_dir / "evaluation" / f"{suite}-start"
+        return Subject(settings.policy, settings.rewards.url, out, **asked)
     if (path / "settings.json").is_file():
         return _run(path, suite)
     try:
@@ -266,7 +282,8 @@ def _run(run: Path, suite: str) -> Subject:
             table |= {"concepts": (), "train": "all"}
         if table.get("language"):
             table["language"] = {**table["language"], "model": str(trained.resolve() / "language")}
-        return Subject(read_policy(table), settings["rewards"]["url"], run / "evaluation" / suite)
+        template = read_template(settings.get("data", {}).get("textual_template", "plain"))
+        return Subject(read_policy(table), settings["rewards"]["url"], run / "evaluation" / suite, template)
     except ValidationError as error:
         raise toml.settings_error(path, error.errors(), "trainer.policy") from None
     except (ValueError, TypeError, KeyError) as error:
@@ -413,10 +430,16 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("policy", metavar="POLICY", nargs="?", help="a run's directory, a settings TOML, a model directory or a hub id")
     add("--suite", choices=("geneval", "prompts", *PERSONAL), required=True, help="what to ask, draw and summarise")
-    add("--data", type=Path, metavar="DIR", help="the concepts of a suite of personalised policies")
+    add("--data", type=Path, metavar="DIR", help="the folder of concepts to ask about and draw")
     add("--concepts", type=Path, nargs="+", metavar="DIR", help="concepts of `synod personalize`, in place of POLICY's")
     add("--answers", type=Path, metavar="DIR", help="another model's answers to such a suite, in place of POLICY")
-    add("--prompts", type=Path, metavar="FILE", help="the prompts; for geneval others than the published 553")
+    add(
+        "--textual-template",
+        metavar="NAME|TEXT",
+        help=f"unify_pp: the query about facts, as [trainer.data] textual_template: {', '.join(TEMPLATES)}, or a text "
+        "(default: of the run or TOML, else plain)",
+    )
+    add("--prompts", type=Path, metavar="FILE", help="prompts to draw; for geneval in place of the published 553")
     add("--column", default="prompt", help="the prompts' column in a .jsonl or .parquet (default: prompt)")
     add("--images", type=_count, default=4, metavar="N", help="images of each prompt (default: 4)")
     # under torchrun --n is refused: it could be torchrun's --nnodes
@@ -425,15 +448,22 @@ def _parser() -> argparse.ArgumentParser:
         "--n",
         type=_count,
         metavar="N",
-        help="draw only N of the prompts, evenly from all tasks (default: all)",
+        help="only N prompts, evenly from all tasks; for concepts N of each column and concept (default: all)",
     )
-    add("--scorers", action="extend", type=_names, default=[], metavar="A[,B]", help="scorers (geneval: geneval)")
+    add(
+        "--scorers",
+        action="extend",
+        type=_names,
+        default=[],
+        metavar="A[,B]",
+        help="scorers (default: geneval; for concepts all that are served)",
+    )
     add("--url", help=f"URL of the service (default: that of the run or TOML, else {URL})")
     add("--out", type=Path, metavar="DIR", help="images, rows and conditions (default: RUN/evaluation/SUITE)")
-    add("--seed", type=int, default=0, help="with the numbers of prompt and image it decides an image (default: 0)")
+    add("--seed", type=int, default=0, help="of all random numbers (default: 0)")
     add("--batch", type=_count, default=4, metavar="N", help="images to draw at a time; limits memory (default: 4)")
-    add("--steps", type=_count, metavar="N", help="denoising steps (default: of the run or TOML, else 50)")
-    add("--guidance", type=float, metavar="G", help="guidance scale (default: of the run or TOML, else 5)")
-    add("--temperature", type=float, metavar="T", help="temperature (default: of the run or TOML, else 1)")
+    add("--steps", type=_count, metavar="N", help="denoising steps (default: that of POLICY's sampler)")
+    add("--guidance", type=float, metavar="G", help="guidance scale (default: that of POLICY's sampler)")
+    add("--temperature", type=float, metavar="T", help="temperature of a Show-o (default: that of POLICY's sampler)")
     add("--json", action="store_true", help="print the table as JSON")
     return parser

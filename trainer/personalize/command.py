@@ -23,8 +23,8 @@ makes questions and answers from them. Three stages follow, each from the rows o
   3  the model draws the concept; regions of its images start the tokens u, which questions and photographs train
 
 RUN_DIR/report.html shows the photographs next to images drawn after each stage, and the losses; RUN_DIR/stage-N has the
-stage's tokens in concept/. The same command skips the stages that are done and resumes a stopped one from its last
-checkpoint. RUN_DIR/concept is the result:
+stage's tokens in concept/. The same command skips stages that are done and resumes a stopped one from its last
+checkpoint. RUN_DIR/concept is the result; use it in a training or an evaluation:
 
   [trainer.policy]
   concepts = ["runs/bo/concept"]        # prompts and questions may then say <bo>
@@ -134,9 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, metavar="DIR", help="override [personalize] data")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="override [personalize] run_dir")
     parser.add_argument("--stages", metavar="1,2,3", help="override [personalize] stages")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out photographs that cannot be read")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
     parser.add_argument(
-        "--force-base", action="store_true", help="go on from a stage whose rows were trained on another base model"
+        "--force-base", action="store_true", help="continue from a stage whose rows were trained on another base model"
     )
     return parser
 

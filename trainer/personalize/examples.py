@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -43,7 +44,7 @@ def questions(concept: ConceptRecord, kinds: Collection[ItemKind], rng: np.rando
     """Return an epoch's questions of these kinds in a random order.
 
     Recognition asks RECOGNITIONS questions of each kind per training image, positive ones about each image equally
-    often. A kind without images has no questions.
+    often, and negative ones about others in each epoch if there are more. A kind without images has no questions.
     """
     found: list[Item] = []
     shown: dict[ItemKind, Sequence[Path]] = {
@@ -55,8 +56,8 @@ def questions(concept: ConceptRecord, kinds: Collection[ItemKind], rng: np.rando
     for kind, images in shown.items():
         if kind in kinds and images and concept.recognition:
             answer = YES if kind == "positive" else NO
-            pairs = zip(_repeated(images, count, rng), _repeated(concept.recognition, count, rng), strict=True)
-            found += [Item(image, query, answer, kind) for image, query in pairs]
+            pairs = zip(cycled(images, rng), cycled(concept.recognition, rng), strict=False)
+            found += [Item(image, query, answer, kind) for image, query in islice(pairs, count)]
     for one in concept.conversations:
         kind = "text_only" if one.image is None else "conversation"
         if kind in kinds:
@@ -98,8 +99,3 @@ def masks(count: int, positions: int, rng: np.random.Generator) -> NDArray[np.bo
 def prompts(text: str, count: int, rng: np.random.Generator) -> list[str]:
     """Return the prompt of each row, empty in a tenth of the cases: guidance reads the empty prompt."""
     return ["" if dropped else text for dropped in rng.random(count) < DROPPED]
-
-
-def _repeated(items: Sequence[T], count: int, rng: np.random.Generator) -> list[T]:
-    """Return `count` items, each about equally often, in a random order."""
-    return [items[i % len(items)] for i in rng.permutation(count)] if count else []

@@ -25,7 +25,14 @@ from synod.errors import SettingsError
 from synod.reader import Node, each, is_object
 from trainer.data.files import hint, json_node, text
 from trainer.personalize.plus import read_plus
-from trainer.personalize.records import IMAGE_SUFFIXES, ConceptPrompt, ConceptRecord, Question, images_in
+from trainer.personalize.records import (
+    IMAGE_SUFFIXES,
+    ConceptPrompt,
+    ConceptRecord,
+    Question,
+    held_out_negatives,
+    images_in,
+)
 from trainer.personalize.templates import RECOGNITION
 
 PLAIN: Final = "a photo of {}"
@@ -109,6 +116,8 @@ def _record(
     conversations = _json(folder / "conversations.json")
     asked = _json(folder / "positive_recognitions.json")
     by_name = {path.name: path for path in train}
+    hard, hard_test = held_out_negatives(images_in(folder / "negative_example"))
+    random, random_test = held_out_negatives(random)
     return ConceptRecord(
         Concept(kind, info.need("class", _words), name),
         folder,
@@ -118,7 +127,7 @@ def _record(
         train,
         images_in(test),
         images_in(folder / "cropped"),
-        images_in(folder / "negative_example"),
+        hard,
         random,
         _recognition(asked, shared.get("template"), name),
         () if conversations is None else _questions(conversations, by_name),
@@ -128,6 +137,8 @@ def _record(
             *_conditions(_json(test / "t2i_conditions.json"), name, facts, heldout),
         ),
         read_plus(folder / "plus.json", name, facts, heldout),
+        hard_test,
+        random_test,
     )
 
 

@@ -9,6 +9,8 @@ FOLDER
     prompts.jsonl, prompts_heldout.jsonl    prompts for [trainer.data] prompts and heldout (task = "sync_r1")
     random_images/         copies of some images of --random
     negative_example/      the images of --pool that look most like the photographs, and scores.json
+
+Every fourth image of these two is for evaluation alone, if there are eight or more.
 """
 
 from __future__ import annotations
@@ -290,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     add("folder", type=Path, metavar="FOLDER", help="3 to 15 photographs of one concept, and info.json")
     add("--random", type=Path, metavar="DIR", help="any images that do not show the concept")
     add("--negatives", type=_count, default=100, metavar="N", help="how many of --random to take (default: 100)")
-    add("--pool", type=Path, metavar="DIR", help="images of other individuals of the class, to search look-alikes in")
+    add("--pool", type=Path, metavar="DIR", help="images of other individuals of the class, to search for look-alikes")
     add("--hard", type=_count, default=20, metavar="N", help="how many of --pool to take (default: 20)")
     add("--scorer", default="clip_i", help="the service's scorer of likeness: clip_i or der (default: clip_i)")
     add("--url", default=URL, help=f"URL of the service (default: {URL})")

@@ -15,6 +15,7 @@ from synod.errors import ImageTooLarge, SettingsError, SynodError
 from synod.images import ImageLimits, decode
 
 IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
+HELD_OUT_EVERY: Final = 4  # one in so many negatives is for evaluation, if that makes two of them
 FEW_IMAGES: Final = 3  # fewer photos than this hardly say what is the concept's and what the background's
 _LIMITS: Final = ImageLimits(64 * 2**20, 8192 * 8192)
 PromptTag = Literal["plain", "pure", "knowledge"]
@@ -91,7 +92,8 @@ class ConceptRecord:
     facts          what images do not show; `heldout` marks those that training leaves out, and is empty or as long
     train, test    its images
     cropped        the training images around the concept
-    hard, random   images that do not show it: ones that look alike, and any
+    hard, random   images that do not show it: ones that look alike, and any; hard_test and random_test are others that
+                   training leaves out, empty if there are few (`held_out_negatives`)
     recognition    yes/no questions whether an image shows it
     conversations  questions to train on
     questions      questions of the test set
@@ -114,6 +116,8 @@ class ConceptRecord:
     questions: tuple[Question, ...] = ()
     prompts: tuple[ConceptPrompt, ...] = ()
     plus: Plus = Plus()
+    hard_test: tuple[Path, ...] = ()
+    random_test: tuple[Path, ...] = ()
 
     @property
     def held_out(self) -> tuple[str, ...]:
@@ -150,6 +154,14 @@ def images_in(folder: Path) -> tuple[Path, ...]:
         return ()
     found = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     return tuple(sorted((p for p in found if p.name[0] != "." and not p.stem.endswith("_mask")), key=natural))
+
+
+def held_out_negatives(images: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return the images to train on, and those for evaluation: every fourth of at least eight, else none."""
+    if len(images) < 2 * HELD_OUT_EVERY:
+        return images, ()
+    last = HELD_OUT_EVERY - 1
+    return tuple(one for i, one in enumerate(images) if i % HELD_OUT_EVERY != last), images[last::HELD_OUT_EVERY]
 
 
 def natural(path: Path) -> tuple[object, ...]:

@@ -1,7 +1,8 @@
 """The record of a run, written while it trains.
 
     <run_dir>/metrics.jsonl       one JSON object per step; null where nothing was measured, never NaN
-    <run_dir>/samples.jsonl       one JSON object per group: its prompt, and of each image file, score and answer
+    <run_dir>/samples.jsonl       one JSON object per group: its prompt, and of each image file, score and answer; no
+                                  file before the first group
     <run_dir>/images/STEP/*.png   the image files
     <run_dir>/tensorboard/        the same numbers, images and texts
     <run_dir>/wandb/              the same numbers, for a project of Weights & Biases, if the settings name one
@@ -63,12 +64,13 @@ class Metrics(AbstractContextManager["Metrics"]):
         run_dir.mkdir(parents=True, exist_ok=True)
         for name in (METRICS, SAMPLES):
             kept = [record for record in read(run_dir, name) if record["step"] < resume_at]
-            write_whole(run_dir / name, "".join(map(_line, kept)).encode())
+            if (run_dir / name).exists():
+                write_whole(run_dir / name, "".join(map(_line, kept)).encode())
         for folder in (run_dir / IMAGES).glob("[0-9]*"):
             if int(folder.name) >= resume_at:
                 shutil.rmtree(folder)
         self._wandb = None if wandb is None else _wandb_run(wandb, run_dir)
-        self._metrics, self._samples = ((run_dir / name).open("a", encoding="utf-8") for name in (METRICS, SAMPLES))
+        self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(run_dir / "tensorboard", purge_step=resume_at)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
@@ -97,14 +99,14 @@ class Metrics(AbstractContextManager["Metrics"]):
             ]
             if images := [sample.image for sample in found if sample.image is not None]:
                 self._board.add_images(f"{name}/{kind}", np.stack(images), step, dataformats="NHWC")
-        self._samples.write(_line({"step": step, "group": group, "prompt": prompt, "samples": record}))
-        self._samples.flush()
+        with (self._run_dir / SAMPLES).open("a", encoding="utf-8") as file:
+            file.write(_line({"step": step, "group": group, "prompt": prompt, "samples": record}))
         lines = [prompt] + [f"{show(s.score)}  {s.answer}" for found in samples.values() for s in found if s.answer]
         self._board.add_text(name, "".join(f"    {line}\n" for line in lines), step)  # indented: not read as Markdown
 
     def __exit__(self, *_: object) -> None:
-        for file in (self._metrics, self._samples, self._board):
-            file.close()
+        self._metrics.close()
+        self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -25,6 +25,25 @@ _NEEDED, _FIELDS = ("facts", "prompt"), ("facts", "prompt", "name")
 _SYNC_R1: Final = ("concepts", "geneval_share", "pathways", "textual_template")
 
 
+def read_template(given: str) -> str:
+    """Return a textual template by its name in TEMPLATES, or the text that was given. Raises ValueError.
+
+    A text has {facts}, {prompt} and, if wanted, {name}.
+    """
+    if given in TEMPLATES:
+        return TEMPLATES[given]
+    fields = _fields_of(given, "template")
+    unknown = [name for name in fields if name not in _FIELDS]
+    missing = [f"{{{name}}}" for name in _NEEDED if name not in fields]
+    if unknown or missing:
+        found = f"has an unknown {{{unknown[0]}}}" if unknown else f"lacks {' and '.join(missing)}"
+        raise ValueError(
+            f"the template {found}; give a text with {{facts}}, {{prompt}} and, if wanted, {{name}}, or one of "
+            f"{', '.join(TEMPLATES)}"
+        )
+    return given
+
+
 def _with_prompt(template: str) -> str:
     fields = _fields_of(template, "query")
     if set(fields) != {"prompt"}:
@@ -153,7 +172,7 @@ class SyncR1Settings(Node):
     @property
     def template(self) -> str:
         """The text of the textual template."""
-        return TEMPLATES.get(self.textual_template, self.textual_template)
+        return read_template(self.textual_template)
 
     @field_validator("pathways")
     @classmethod
@@ -165,17 +184,7 @@ class SyncR1Settings(Node):
     @field_validator("textual_template")
     @classmethod
     def _states_facts_and_prompt(cls, template: str) -> str:
-        if template in TEMPLATES:
-            return template
-        fields = _fields_of(template, "template")
-        unknown = [name for name in fields if name not in _FIELDS]
-        missing = [f"{{{name}}}" for name in _NEEDED if name not in fields]
-        if unknown or missing:
-            found = f"has an unknown {{{unknown[0]}}}" if unknown else f"lacks {' and '.join(missing)}"
-            raise ValueError(
-                f"the template {found}; give a text with {{facts}}, {{prompt}} and, if wanted, {{name}}, or one of "
-                f"{', '.join(TEMPLATES)}"
-            )
+        read_template(template)
         return template
 
 

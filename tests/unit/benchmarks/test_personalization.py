@@ -17,6 +17,7 @@ from benchmarks.personalization import __main__ as queue
 from benchmarks.personalization import ablations, general
 from benchmarks.personalization.__main__ import GROUPS, UNIFY, Arm, arms, fewer_photographs, main, settings_of, summary
 from synod.contracts import ScoreItem
+from synod.errors import SettingsError
 from trainer.data.concepts import read_concepts
 from trainer.data.prompts import read_concept_prompts
 from trainer.data.source import training_tasks
@@ -82,8 +83,8 @@ def test_ablations_have_settings_and_prompts(tmp_path: Path) -> None:
 def test_tables_pair_each_arm_with_the_whole(tmp_path: Path) -> None:
     for name, values in (("full", (0.5, 0.7)), ("without_tia", (0.2, 0.6))):
         figures = {concept: {"rea_right": value} for concept, value in zip(("uma", "taz"), values, strict=True)}
-        (tmp_path / f"ablations-{name}-0.json").write_text(json.dumps({"figures": figures}))
-    found = ablations.tables(tmp_path, 2)
+        (tmp_path / f"ablations-{name}-40-0.json").write_text(json.dumps({"figures": figures}))
+    found = ablations.tables(tmp_path, 2, 40)
     row = found["components"]["without_tia"]["rea_right"]
     assert row == {"mean": 0.4, "error": 0.2, "n": 2, "to_full": -0.2, "to_full_error": 0.1}
     assert found["components"]["full"]["rea_right"]["to_full"] == 0.0
@@ -113,6 +114,45 @@ def test_general_prompts_are_compared_with_themselves(monkeypatch: pytest.Monkey
         "geneval_equal": 0.75,
     }
     assert asked == [12, 0, 3]
+
+
+def test_each_number_of_steps_has_its_own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its own directory of the training; arms without one are shared."""
+    trained = list[str]()
+
+    def train(arm: ablations.Ablation, *_: object) -> dict[str, Any]:
+        trained.append(arm.key)
+        return {"arm": asdict(arm), "figures": {"uma": {"rea_right": arm.steps / 100}}}
+
+    monkeypatch.setattr(queue, "_run_ablation", train)
+    monkeypatch.setattr(queue, "commit", lambda: "0000000")
+    given = ["--only", "ablations", "--runs", str(tmp_path / "runs"), "--ablations-out", str(tmp_path / "out.json")]
+    for steps, count in ((40, 11), (10, 9), (40, 0)):
+        trained.clear()
+        assert main([*given, "--steps", str(steps)]) == 0
+        assert len(trained) == count
+        table = json.loads((tmp_path / "out.json").read_text())["tables"]["start"]
+        assert (table["full"]["rea_right"]["mean"], table["stages"]["rea_right"]["mean"]) == (steps / 100, 0.0)
+
+
+@pytest.mark.parametrize(("group", "runner"), [("ablations", "_run_ablation"), ("stages", "run_arm")])
+def test_results_of_other_settings_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, runner: str
+) -> None:
+    """The settings file and the environment are not part of a result's name."""
+    monkeypatch.setattr(queue, runner, lambda arm, *_: {"arm": asdict(arm), "figures": {}, "cpu_s": {}})
+    monkeypatch.setattr(queue, "commit", lambda: "0000000")
+    outs = ["--out", str(tmp_path / "out.json"), "--ablations-out", str(tmp_path / "out.json")]
+    given = ["--only", group, "--runs", str(tmp_path / "runs"), *outs]
+    assert main(given) == main(given) == 0
+    for name, value in (("PERSONALIZE__NAME_PULL", "0.5"), ("TRAINER__LOSS__IMAGE__BETA", "0.5")):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"SYNOD__{name}", value)
+            if name.startswith("TRAINER") and group != "ablations":
+                assert main(given) == 0, "no reward trains it"
+                continue
+            with pytest.raises(SettingsError, match=f"{name.lower().replace('__', '.')}: 0.*there, 0.5 now"):
+                main(given)
 
 
 class Killed(BaseException):

@@ -48,8 +48,10 @@ RETRIES: Final = 100  # as many as fit into TIMEOUT_S
 Plans = Mapping[Arm, Sequence[Item]]
 
 
-def evaluate(options: argparse.Namespace, policy: PolicySettings | None, url: str, out: Path) -> int:
+def evaluate(options: argparse.Namespace, policy: PolicySettings | None, url: str, out: Path, template: str) -> int:
     """Answer, score and print a suite; return the exit status. `policy` None: the answers are those of --answers.
+
+    `template` is the query about facts, with {facts}, {prompt} and, if wanted, {name}.
 
     Raises SettingsError for wrong options and data, and the SynodError of a service that fails.
     """
@@ -57,7 +59,12 @@ def evaluate(options: argparse.Namespace, policy: PolicySettings | None, url: st
     if bare := [record for record in records.values() if not record.train]:
         raise SettingsError(f"{bare[0].folder}: no images of {bare[0].name} to compare with; give at least one")
     items = plan(
-        list(records.values()), SUITES[options.suite], images=options.images, limit=options.limit, seed=options.seed
+        list(records.values()),
+        SUITES[options.suite],
+        images=options.images,
+        limit=options.limit,
+        seed=options.seed,
+        template=template,
     )
     plans: Plans = {arm: in_arm(items, arm, records) for arm in ARMS}
     with SynodClient(url, timeout_s=TIMEOUT_S, retries=RETRIES) as client:

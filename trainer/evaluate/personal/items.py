@@ -28,6 +28,7 @@ import numpy as np
 from trainer.evaluate.runner import EVALUATION
 from trainer.personalize.records import ConceptRecord, PromptTag, same_class
 from trainer.scenarios import textual_query
+from trainer.settings.data import TEMPLATES
 
 YES, HARD, RANDOM = "yes", "no, same class", "no, random"
 PEOPLE_IMAGES: Final = 25  # times as many: the papers draw 100 where they draw 4 of other prompts
@@ -79,7 +80,16 @@ class Item:
         return (seed, EVALUATION, zlib.crc32(f"{self.column}/{self.concept}/{self.number}".encode()), self.image)
 
 
-Column = Callable[[ConceptRecord, Sequence[ConceptRecord], np.random.Generator], list[Item]]
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """What the items of a concept's column follow from besides the concept: all concepts, chance, the textual query."""
+
+    records: Sequence[ConceptRecord]
+    rng: np.random.Generator
+    template: str
+
+
+Column = Callable[[ConceptRecord, Context], list[Item]]
 
 
 def plan(
@@ -89,18 +99,20 @@ def plan(
     images: int = 4,
     limit: int | None = None,
     seed: int = 0,
+    template: str = TEMPLATES["plain"],
 ) -> list[Item]:
     """Return the items of these columns, column by column and concept by concept.
 
     `images` is the number of images of a prompt; `limit` the number of questions or prompts in a column's group of one
-    concept, the first ones; None: all. Negatives follow from `seed` and the concept's name.
+    concept, the first ones; None: all. Negatives follow from `seed` and the concept's name. `template` is the query
+    about facts, with {facts}, {prompt} and, if wanted, {name}.
     """
     found = []
     for column in columns:
         for record in records:
             rng = np.random.default_rng([seed, zlib.crc32(record.name.encode())])
             taken: dict[str, int] = {}
-            for item in COLUMNS[column](record, records, rng):
+            for item in COLUMNS[column](record, Context(records, rng, template)):
                 taken[item.group] = taken.get(item.group, 0) + 1
                 if limit is not None and taken[item.group] > limit:
                     continue
@@ -109,14 +121,14 @@ def plan(
     return found
 
 
-def _recognition(record: ConceptRecord, records: Sequence[ConceptRecord], rng: np.random.Generator) -> list[Item]:
-    count = len(record.test)
-    alike = [image for one in same_class(record, records) for image in one.test] or list(record.hard)
+def _recognition(record: ConceptRecord, context: Context) -> list[Item]:
+    count, records, rng = len(record.test), context.records, context.rng
+    alike = [image for one in same_class(record, records) for image in one.test]
     others = [image for one in records if one.concept.kind != record.concept.kind for image in one.test]
     groups = (
         (YES, "Yes", list(record.test)),
-        (HARD, "No", _some(alike, count, rng)),
-        (RANDOM, "No", _some(list(record.random) or others, count, rng)),
+        (HARD, "No", _some(alike or record.hard_test or record.hard, count, rng)),
+        (RANDOM, "No", _some(record.random_test or record.random or others, count, rng)),
     )
     asked = [record.recognition[int(i)] for i in rng.integers(len(record.recognition), size=count)]
     found = [(group, right, asked[i], image) for group, right, images in groups for i, image in enumerate(images)]
@@ -132,7 +144,7 @@ def _some(images: Sequence[Path], count: int, rng: np.random.Generator) -> list[
 
 
 def _questions(with_image: bool, is_choice: bool) -> Column:
-    def items(record: ConceptRecord, records: Sequence[ConceptRecord], rng: np.random.Generator) -> list[Item]:
+    def items(record: ConceptRecord, context: Context) -> list[Item]:
         asked = [q for q in record.questions if (q.image is not None) == with_image and q.is_choice == is_choice]
         return [
             Item(
@@ -148,7 +160,7 @@ def _questions(with_image: bool, is_choice: bool) -> Column:
 
 
 def _drawn(tag: PromptTag, scorers: tuple[str, ...], kinds: tuple[str, ...] = ("person", "animal", "object")) -> Column:
-    def items(record: ConceptRecord, records: Sequence[ConceptRecord], rng: np.random.Generator) -> list[Item]:
+    def items(record: ConceptRecord, context: Context) -> list[Item]:
         prompts = [one for one in record.prompts if one.tag == tag] if record.concept.kind in kinds else []
         groups = {False: "", True: "held out"}
         return [
@@ -167,11 +179,11 @@ def _drawn(tag: PromptTag, scorers: tuple[str, ...], kinds: tuple[str, ...] = ("
 def _reasoned(scorers: tuple[str, ...], *, draws: bool, asks: bool) -> Column:
     """Return the column of held-out facts: what is asked, what is drawn, or both."""
 
-    def items(record: ConceptRecord, records: Sequence[ConceptRecord], rng: np.random.Generator) -> list[Item]:
+    def items(record: ConceptRecord, context: Context) -> list[Item]:
         return [
             Item(
                 *("", record.name, number),
-                query=_with_facts(record, fact.prompt, rng),
+                query=_with_facts(record, fact.prompt, context),
                 prompt=fact.prompt if draws else None,
                 right=fact.text if asks else None,
                 target=fact.resolved,
@@ -183,7 +195,7 @@ def _reasoned(scorers: tuple[str, ...], *, draws: bool, asks: bool) -> Column:
     return items
 
 
-def _passages(record: ConceptRecord, records: Sequence[ConceptRecord], rng: np.random.Generator) -> list[Item]:
+def _passages(record: ConceptRecord, context: Context) -> list[Item]:
     return [
         Item(
             *("", record.name, number),
@@ -196,18 +208,18 @@ def _passages(record: ConceptRecord, records: Sequence[ConceptRecord], rng: np.r
     ]
 
 
-def _dense(record: ConceptRecord, records: Sequence[ConceptRecord], rng: np.random.Generator) -> list[Item]:
+def _dense(record: ConceptRecord, context: Context) -> list[Item]:
     return [
         Item("", record.name, number, prompt=one, target=one, scorers=("dense_validity", "clip_i"))
         for number, one in enumerate(record.plus.dense)
     ]
 
 
-def _vague_dense(record: ConceptRecord, records: Sequence[ConceptRecord], rng: np.random.Generator) -> list[Item]:
+def _vague_dense(record: ConceptRecord, context: Context) -> list[Item]:
     return [
         Item(
             *("", record.name, number),
-            query=_with_facts(record, prompt, rng),
+            query=_with_facts(record, prompt, context),
             prompt=prompt,
             target=resolved,
             scorers=("dense_validity", "clip_i"),
@@ -216,9 +228,10 @@ def _vague_dense(record: ConceptRecord, records: Sequence[ConceptRecord], rng: n
     ]
 
 
-def _with_facts(record: ConceptRecord, prompt: str, rng: np.random.Generator) -> str:
-    """Return the query that states all facts, in an order of its own, and then the prompt."""
-    return textual_query([record.facts[int(i)] for i in rng.permutation(len(record.facts))], prompt)
+def _with_facts(record: ConceptRecord, prompt: str, context: Context) -> str:
+    """Return the query about a prompt that states all facts, in an order of its own."""
+    facts = [record.facts[int(i)] for i in context.rng.permutation(len(record.facts))]
+    return textual_query(facts, prompt, context.template, record.name)
 
 
 COLUMNS: Final[Mapping[str, Column]] = {

@@ -100,8 +100,9 @@ def build(parts: Parts, directory: Path, sampling: Sampling, concepts: Iterable[
     if split := vocab.split(concepts):
         raise SettingsError(
             f"policy {parts.model} has no token for {len(split)} of the concepts, {', '.join(split[:3])}: it would "
-            "read each as several tokens without meaning; give a policy that has them (concept_tokens in its "
-            "config.json), or prompts without concepts"
+            "read each as several tokens without meaning; train them by `synod personalize` and give the directories "
+            "that it writes in [trainer.policy] concepts (`synod evaluate --concepts`), or give a policy that has them "
+            "(concept_tokens in its config.json), or prompts without concepts"
         )
     vq = directory / "vq" if parts.vq is None else directory_of(parts.vq, what="image tokenizer")
     tokens = Magvit.load(vq)

@@ -23,7 +23,8 @@ from trainer.__main__ import main
 from trainer.evaluate import command
 from trainer.evaluate.command import _parser
 from trainer.evaluate.draw import digest_of
-from trainer.settings import ShowOSettings, TrainerSettings
+from trainer.settings import ShowOSettings, TrainerSettings, load
+from trainer.settings.data import TEMPLATES
 
 ROOT = Path(__file__).parents[4]
 LINES = [
@@ -265,6 +266,22 @@ def test_help_needs_no_torch() -> None:
     assert "Standard errors" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not {"torch", "transformers"} & imported
+
+
+def test_facts_are_asked_as_the_policy_was_trained(tmp_path: Path) -> None:
+    """By the template of a run's settings, or of a settings TOML; a model alone does not say."""
+    config, environ = ROOT / "deploy/configs/embedded.toml", {"SYNOD__TRAINER__DATA__TEXTUAL_TEMPLATE": "instruct"}
+    for environment, template in ((environ, TEMPLATES["instruct"]), ({}, TEMPLATES["plain"])):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            assert command.resolve(str(config), "unify_pp").template == template
+        (tmp_path / "policy").mkdir(exist_ok=True)
+        (tmp_path / "settings.json").write_text(load(config, environment).model_dump_json())
+        assert command.resolve(str(tmp_path), "unify_pp").template == template
+    (tmp_path / "settings.json").write_text(load(ROOT / "deploy/configs/mask_grpo.toml", {}).model_dump_json())
+    for other in (tmp_path, Path("a/model")):
+        assert command.resolve(str(other), "unify_pp").template == TEMPLATES["plain"]
 
 
 def test_policy_names_a_personalization(tmp_path: Path) -> None:

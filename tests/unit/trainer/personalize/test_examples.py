@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from tests.unit.trainer.personalize.tiny_concept import noise
@@ -33,6 +34,19 @@ def test_questions_of_each_kind_are_counted(concept: ConceptRecord) -> None:
     assert {item.answer for item in negative} == {"No."}
     assert next(item for item in found if item.kind == "text_only").image is None
     assert {item.kind for item in examples.questions(concept, {"random"}, rng())} == {"random"}
+
+
+def test_every_negative_and_question_is_used_in_turn(concept: ConceptRecord) -> None:
+    """Also if an epoch has room for a part of them: here for 12 of 30."""
+    negatives = tuple(Path(f"{i}.png") for i in range(30))
+    many = replace(concept, random=negatives, recognition=tuple(f"question {i}" for i in range(30)))
+    epochs = [examples.questions(many, {"random"}, rng(i)) for i in range(40)]
+    for found in epochs:
+        assert len({item.image for item in found}) == len({item.query for item in found}) == len(found) == 12
+    counts = Counter(item.image for found in epochs for item in found)
+    assert set(counts) == set(negatives)
+    assert max(counts.values()) < 16 + 5 * 4, "each is expected 16 times, with a standard deviation below 4"
+    assert {item.query for found in epochs for item in found} == set(many.recognition)
 
 
 def test_questions_follow_from_seed_and_epoch(concept: ConceptRecord) -> None:
@@ -84,10 +98,3 @@ def test_the_shorter_flow_begins_again_in_another_order() -> None:
     passes = [[next(flow) for _ in range(50)] for _ in range(2)]
     assert sorted(passes[0]) == sorted(passes[1]) == list(range(50))
     assert passes[0] != passes[1]
-
-
-@pytest.mark.parametrize("count", [0, 1, 7])
-def test_repeated_items_are_balanced(count: int) -> None:
-    found = Counter(examples._repeated("abc", count, rng()))
-    assert sum(found.values()) == count
-    assert max(found.values(), default=0) - min((found[x] for x in "abc"), default=0) <= 1

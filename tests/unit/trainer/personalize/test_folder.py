@@ -30,8 +30,9 @@ def test_world_exported_in_the_public_form_is_read() -> None:
         assert found.concept == Concept(profile.kind, profile.class_word, profile.name)
         assert (found.info, found.facts) == (profile.info, tuple(fact.sentence for fact in profile.attributes))
         counts = tuple(map(len, (found.train, found.cropped, found.test, found.random, found.hard)))
-        assert counts == (12, 12, 5, 100, 0)
-        assert [path.name for path in found.random[:3]] == ["0.png", "1.png", "2.png"], "2 before 10"
+        assert counts == (12, 12, 5, 75, 0)
+        assert [path.name for path in found.random[:4]] == ["0.png", "1.png", "2.png", "4.png"], "2 before 10"
+        assert [path.name for path in found.random_test] == [f"{number}.png" for number in range(3, 100, 4)]
         tags = [prompt.tag for prompt in found.prompts]
         assert (tags.count("plain"), tags.count("pure"), tags.count("knowledge")) == (1, 25, 4)
         assert [p.heldout for p in found.prompts if p.tag == "knowledge"] == [False, False, True, True]

@@ -71,6 +71,15 @@ def test_a_run_without_files_has_no_records(tmp_path: Path) -> None:
     assert read(tmp_path / "nowhere") == []
 
 
+def test_a_run_without_samples_has_no_file_of_them(tmp_path: Path) -> None:
+    """Such as a stage of `synod personalize`."""
+    for resume_at in (0, 1):
+        with Metrics(tmp_path, resume_at) as metrics:
+            metrics.log(resume_at, {"loss": 1.0})
+    assert [record["step"] for record in read(tmp_path)] == [0, 1]
+    assert not (tmp_path / SAMPLES).exists()
+
+
 def test_samples_name_their_image_files(tmp_path: Path) -> None:
     drawn = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
     with Metrics(tmp_path) as metrics:

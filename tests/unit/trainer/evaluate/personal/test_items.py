@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.unit.trainer.personalize.unify_tree import write_tree
+from tests.unit.trainer.personalize.unify_tree import write_image, write_tree
 from trainer.evaluate.personal.arms import ARMS, in_arm
 from trainer.evaluate.personal.items import COLUMNS, HARD, RANDOM, SUITES, YES, Item, plan
+from trainer.personalize.examples import questions
 from trainer.personalize.folder import read_folder
 from trainer.personalize.records import ConceptRecord
 
@@ -57,6 +59,28 @@ def test_negatives_of_a_class_are_other_concepts(items: list[Item], records: Rec
     assert [one.query for one in asked[:2]] == [one.query for one in asked[2:4]], "negatives are asked the same"
 
 
+def test_negatives_are_images_that_training_has_not_seen(tmp_path: Path) -> None:
+    """Of enough of them; more images later move none of the earlier ones to the other part."""
+    root, seen, asked = write_tree(tmp_path, ("bo",), ("animal",)), set[Path](), set[Path]()
+    for count in (7, 8, 12):
+        for number in range(count):
+            write_image(root / f"random_images/{number}.png", 100 + number)
+            write_image(root / f"concept/train/bo/negative_example/{number}.png", 150 + number)
+        (record,) = read_folder(root).values()
+        drawn = [questions(record, {"random", "hard"}, np.random.default_rng(i)) for i in range(12)]
+        trained = {item.image for epoch in drawn for item in epoch if item.image is not None}
+        items = [one for seed in range(20) for one in plan([record], ("rec",), seed=seed)]
+        shown = {one.shown for one in items if one.shown is not None and one.group != YES}
+        if count == 7:
+            assert len(trained) == 14
+            assert shown <= trained
+            continue
+        assert (len(trained), len(shown)) == (2 * count * 3 // 4, 2 * count // 4)
+        seen |= trained
+        asked |= shown
+        assert not seen & asked
+
+
 def test_negatives_follow_from_seed_and_name_alone(records: Records) -> None:
     both = plan(list(records.values()), ("rec",), seed=3)
     alone = [one for one in plan(list(records.values())[::-1], ("rec",), seed=3) if one.concept == "<bo>"]
@@ -76,6 +100,19 @@ def test_all_facts_are_given_and_held_out_ones_asked(items: list[Item], records:
     drawn = [one for one in items if one.column == "rea_gen"]
     assert {one.target for one in drawn} == {"1 a dog red hat", "2 a dog red hat"}, "scored on the resolved prompt"
     assert [one.group for one in items if one.column == "knowledge"][:6] == [""] * 2 + ["held out"] * 4
+
+
+def test_facts_are_asked_by_the_given_template(records: Records) -> None:
+    columns, template = ("rea", "rea_gen", "dense_rea_gen"), "{name} knows {facts}? {prompt}"
+    plain, asked = plan([records["<bo>"]], columns), plan([records["<bo>"]], columns, template=template)
+    assert len(asked) == len(plain) > 0
+    for one, other in zip(asked, plain, strict=True):
+        assert one.query is not None
+        assert one.query.startswith("<bo> knows ")
+        assert one.query.removeprefix("<bo> knows ").replace("? ", ". ") == other.query
+    (none,) = in_arm(asked[:1], "none", records)
+    assert none.query is not None
+    assert none.query.startswith("a dog knows a dog has "), "no arm but the concept's reads its name"
 
 
 def test_limit_takes_the_first_of_each_group(records: Records, items: list[Item]) -> None:

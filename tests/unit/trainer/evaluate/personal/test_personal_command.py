@@ -96,6 +96,17 @@ def test_answers_of_another_model_are_scored(
     }
 
 
+def test_another_model_is_asked_in_words(evaluate: Evaluate, tmp_path: Path) -> None:
+    """Before it has answered anything: its plan says what to ask."""
+    (tmp_path / "theirs").mkdir()
+    arguments = ["--answers", "theirs", "--suite", "unify_pp", "--data", "data", *SMALL[:4], "--out", "out"]
+    assert evaluate(*arguments, "--textual-template", "instruct") == 1
+    plan = [json.loads(line) for line in (tmp_path / "out/plan.jsonl").read_text().splitlines()]
+    queries = [one["query"] for one in plan if one["column"] == "rea" and one["concept"] == "<bo>"]
+    assert queries
+    assert all(query.startswith("This is known about <bo>: ") for query in queries)
+
+
 def test_a_scorer_that_is_not_served_is_named(
     evaluate: Evaluate, service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +158,14 @@ def test_a_lost_service_keeps_what_there_is(
         (["--suite", "unify", "--data", "data"], "either POLICY or --answers DIR"),
         (["model", "--suite", "unify", "--data", "data", "--answers", "x"], "either POLICY or --answers DIR"),
         (["model", "--suite", "unify", "--data", "data", "--prompts", "x"], "has its own prompts"),
+        (
+            ["model", "--suite", "unify", "--data", "data", "--textual-template", "plain"],
+            "--suite unify states no facts; leave out --textual-template",
+        ),
+        (
+            ["model", "--suite", "unify_pp", "--data", "data", "--textual-template", "public"],
+            "--textual-template: the template lacks {facts} and {prompt}; give a text",
+        ),
         (["model", "--suite", "dreambench", "--data", "data"], "prompts_and_classes.txt"),
         (["model", "--suite", "dreambench_pp", "--data", "data"], "data has no images/**/NN.jpg"),
         (["model", "--suite", "unify", "--data", "data", "--scorers", "hps"], "--scorers hps: this suite has bleu"),

@@ -246,8 +246,9 @@ def test_a_concept_without_a_token_is_refused(hub: Hub, write_published: Write) 
     write_published()
     calls = hub()
     message = r"show-o-512x512 has no token for 2 of the concepts, <bo>, <ada>: it would read each as several"
+    remedies = r".*`synod personalize`.*\[trainer\.policy\] concepts.*`synod evaluate --concepts`"
     for read in (load, lambda model, concepts: loading.check(Parts.find(model), concepts)):
-        with pytest.raises(SettingsError, match=message):
+        with pytest.raises(SettingsError, match=message + remedies):
             read("showlab/show-o-512x512", concepts=["<bo>", "a", "<ada>"])
     assert not [call for call in calls if call.startswith("showlab/magvitv2")]
 
