@@ -108,10 +108,12 @@ def settings_of(
     permuted: bool = False,
     steps: int = NEVER,
     url: str | None = None,
+    changes: Sequence[Path] = (),
 ) -> TrainerSettings:
     """Return the settings of a recipe's run. Raises SettingsError, which names the recipe.
 
-    `permuted` asks for a run on permuted rewards: each request for rewards holds a whole group.
+    `changes` are TOML files over `config`. `permuted` asks for a run on permuted rewards: each request for rewards
+    holds a whole group.
     """
     own: Tree = {
         "seed": seed,
@@ -120,7 +122,7 @@ def settings_of(
         "evaluate": {"prompts": prompts, "every": 0, "patience": None},
         "rewards": {"url": url} if url else {},
     }
-    tree, arm = load(config).model_dump(), ARMS[name]
+    tree, arm = load(config, changes=changes).model_dump(), ARMS[name]
     screen = {"preview_batch_size": tree["screen"]["preview_batch_size"], "group_size": 9, **arm.screen}
     tree = {**merged(tree, arm.changes, {"rewards": {"surrogate": arm.surrogate}}, own), "screen": screen}
     if permuted:

@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shown", type=count, default=16, help="prompts in the PNG, at most 24 (16)")
     parser.add_argument("--hours", type=float, default=math.inf, help="stop after this time")
     parser.add_argument("--config", type=Path, default=CONFIG, help="settings TOML (%(default)s)")
+    parser.add_argument("--with", dest="changes", type=Path, action="append", default=[], help="TOML of other settings")
     parser.add_argument("--url", help="the service (default: the settings')")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/learning", help="where the two runs go")
     parser.add_argument(
@@ -96,6 +97,7 @@ def _settings(options: argparse.Namespace, name: str) -> TrainerSettings:
         permuted=name == "permuted",
         steps=options.steps or NEVER,
         url=options.url,
+        changes=options.changes,
     )
 
 
