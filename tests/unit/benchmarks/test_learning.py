@@ -32,11 +32,12 @@ def test_both_runs_are_trained_and_written(
     permuted: list[int],  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = Namespace(
-        arm="plain_9", config=config, runs=tmp_path / "runs", seed=0, prompts=6, steps=1, minutes=30.0, url=None
-    )
-    options.out, options.shown = tmp_path / "learning.json", 4
+    other = tmp_path / "other.toml"
+    other.write_text("[trainer.optimizer]\nlr = 0.25\n")
+    options = Namespace(arm="plain_9", config=config, runs=tmp_path / "runs", seed=0, prompts=6, steps=1, minutes=30.0)
+    options.url, options.changes, options.out, options.shown = None, [other], tmp_path / "learning.json", 4
     settings = {name: learning._settings(options, name) for name in RUNS}
+    assert {one.optimizer.lr for one in settings.values()} == {0.25}
 
     def policy_of(given: TrainerSettings) -> ShowO:
         policy = make_policy(positions=given.policy.positions, confidence=given.policy.sampler.confidence)
