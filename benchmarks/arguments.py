@@ -1,4 +1,4 @@
-"""Types of command-line arguments that several benchmarks share: a mistake is found before anything is measured."""
+"""Command-line arguments that several benchmarks share, and their types: a mistake is found before any measurement."""
 
 from __future__ import annotations
 
@@ -22,3 +22,20 @@ def duration(text: str) -> float:
     if 0 < value < math.inf:
         return value
     raise argparse.ArgumentTypeError(f"'{text}' is not a time above 0")
+
+
+def add_policy_options(parser: argparse.ArgumentParser) -> None:
+    """Add where and how a policy of full size computes: --device, --dtype and --checkpointing."""
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="the device of the policy (cuda)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="bfloat16",
+        help="of matrix products and attention (bfloat16)",
+    )
+    parser.add_argument(
+        "--checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute activations twice instead of keeping them",
+    )

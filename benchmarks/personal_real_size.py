@@ -23,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from benchmarks.arguments import add_policy_options
 from benchmarks.machine import command, commit, machine
 from benchmarks.memory import peak_bytes, reset_peak
 from benchmarks.random_show_o import FULL, SMALL_VQ, TINY, build
@@ -171,21 +172,9 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="the device of the policy (cuda)")
+    add_policy_options(parser)
     parser.add_argument("--questions", type=int, help="questions of a batch (default: 4, 1 and 1, the paper's)")
     parser.add_argument("--images", type=int, help="images of a batch of stages 2 and 3 (default: 1)")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="bfloat16",
-        help="of matrix products and attention (bfloat16)",
-    )
-    parser.add_argument(
-        "--checkpointing",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compute activations twice instead of keeping them",
-    )
     parser.add_argument("--tiny", action="store_true", help="a tiny policy: whether the script runs")
     parser.add_argument("--out", type=Path, help="a JSON file")
     return parser

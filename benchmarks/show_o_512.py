@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.arguments import add_policy_options
 from benchmarks.machine import command, machine
 from benchmarks.memory import peak_bytes, reset_peak
 from benchmarks.random_show_o import FULL, SMALL_VQ, TINY, build, halfway, prompt
@@ -159,23 +160,11 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="the device of the policy (cuda)")
+    add_policy_options(parser)
     parser.add_argument("--group", type=int, default=9, help="G, images of one prompt")
     parser.add_argument("--micro-batch", type=int, default=3, help="rollouts in a pass of the update")
     parser.add_argument("--steps", type=int, default=50, help="T, denoising steps")
     parser.add_argument("--loss-steps", type=int, default=50, help="denoising steps in the loss")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="bfloat16",
-        help="of matrix products and attention (bfloat16)",
-    )
-    parser.add_argument(
-        "--checkpointing",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compute activations twice instead of keeping them",
-    )
     parser.add_argument("--lora", action="store_true", help="adapters of the default settings instead of all weights")
     parser.add_argument("--tiny", action="store_true", help="a tiny policy: whether the script runs")
     parser.add_argument("--out", type=Path, help="a JSON file")
