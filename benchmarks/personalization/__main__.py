@@ -19,8 +19,8 @@ full size by benchmarks.personal_real_size, and the base itself by `make weights
 An arm is one concept, one seed and some settings. Its result is one JSON in RUNS/results, and an arm that has one is
 not run again: the same command continues after any stop. `--minutes` begins no arm after so long.
 The CPU time of a stage that was stopped and resumed is unknown, null. An arm of "ablations" is all concepts, one seed
-and --steps (`benchmarks.personalization.ablations`), and has its tables in --ablations-out. A result that was made with
-other settings, by --config or the environment, is refused.
+and --steps (`benchmarks.personalization.ablations`). A result that was made with other settings, by --config or the
+environment, is refused. The summary has all arms in RUNS, whatever --only says.
 
 Facts that only text states are measured by the detector's accessory pixels; chance is .1, and "clear" prompts say the
 colour themselves. "no rows" calls the concept by its class.
@@ -223,14 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         type=Path,
-        default=ROOT / "benchmarks/results/personalization_stages.json",
+        default=ROOT / "benchmarks/results/personalization.json",
         help="the result (%(default)s)",
-    )
-    parser.add_argument(
-        "--ablations-out",
-        type=Path,
-        default=ROOT / "benchmarks/results/personalization_ablations.json",
-        help="their tables (%(default)s)",
     )
     parser.add_argument("--steps", type=int, default=40, help="updates of Sync-GRPO in an arm of ablations (40)")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the service that rewards them")
@@ -251,12 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(found["figures"]), flush=True)
     left = sum(not (results / f"{key}.json").exists() for key in jobs)
     document = {"command": command(), "commit": commit(), "machine": machine(), "left": left}
-    if ABLATIONS in (options.only or ()):
-        found = tables(results / ABLATIONS, options.seeds, options.steps)
-        write_whole(options.ablations_out, (json.dumps({**document, "tables": found}, indent=1) + "\n").encode())
-    if options.only != [ABLATIONS]:
-        found = summary(results)
-        write_whole(options.out, (json.dumps({**document, "arms": found}, indent=1) + "\n").encode())
+    document |= {"arms": summary(results), ABLATIONS: tables(results / ABLATIONS, options.seeds, options.steps)}
+    write_whole(options.out, (json.dumps(document, indent=1) + "\n").encode())
     print(f"{len(jobs) - left} of {len(jobs)} arms are done")
     return 0
 

@@ -40,8 +40,10 @@ class Item:
     kind: ItemKind
 
 
-def questions(concept: ConceptRecord, kinds: Collection[ItemKind], rng: np.random.Generator) -> list[Item]:
-    """Return an epoch's questions of these kinds in a random order.
+def questions(
+    concept: ConceptRecord, kinds: Collection[ItemKind], rng: np.random.Generator, text_repeats: int = 1
+) -> list[Item]:
+    """Return an epoch's questions of these kinds in a random order, those without an image `text_repeats` times.
 
     Recognition asks RECOGNITIONS questions of each kind per training image, positive ones about each image equally
     often, and negative ones about others in each epoch if there are more. A kind without images has no questions.
@@ -61,7 +63,7 @@ def questions(concept: ConceptRecord, kinds: Collection[ItemKind], rng: np.rando
     for one in concept.conversations:
         kind = "text_only" if one.image is None else "conversation"
         if kind in kinds:
-            found.append(Item(one.image, one.text, one.answer, kind))
+            found += [Item(one.image, one.text, one.answer, kind)] * (text_repeats if one.image is None else 1)
     return [found[i] for i in rng.permutation(len(found))]
 
 

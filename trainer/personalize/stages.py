@@ -95,7 +95,7 @@ def epoch_batches(
     recipe, sizes = RECIPES[number], settings.stage(number)
     rng = np.random.default_rng([settings.seed, number, epoch])
     files = concept.cropped or concept.train if recipe.images == "cropped" else concept.train
-    asked = _passes(lambda: examples.questions(concept, recipe.kinds, rng))
+    asked = _passes(lambda: examples.questions(concept, recipe.kinds, rng, settings.text_repeats))
     shown = examples.cycled(files, rng)
     for _ in range(num_batches(concept, settings, number)):
         pixels = [] if recipe.images is None else [photos[next(shown)] for _ in range(sizes.images)]
@@ -107,7 +107,8 @@ def num_batches(concept: ConceptRecord, settings: PersonalizeSettings, number: i
     """Return the updates of one epoch."""
     recipe, sizes = RECIPES[number], settings.stage(number)
     files = concept.cropped or concept.train if recipe.images == "cropped" else concept.train
-    asked = math.ceil(len(examples.questions(concept, recipe.kinds, np.random.default_rng(0))) / sizes.questions)
+    found = examples.questions(concept, recipe.kinds, np.random.default_rng(0), settings.text_repeats)
+    asked = math.ceil(len(found) / sizes.questions)
     return max(asked, 0 if recipe.images is None else math.ceil(len(files) / sizes.images))
 
 

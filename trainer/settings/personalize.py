@@ -58,7 +58,9 @@ class PersonalizeSettings(Node):
 
     `data` is the concept's folder, and `run_dir` that of its stages; `run_dir`/concept is the result. `t2i_loss` is the
     loss of masked codes over the "codes", as images are sampled, or over the whole vocabulary as in the "public" code.
-    `name_pull` is the weight of an l2 loss that pulls the name's rows to where the stage began; the paper has none.
+    An epoch asks each question that has no image `text_repeats` times; the paper once, but a small policy then learns
+    few facts that only text states. `name_pull` is the weight of an l2 loss that pulls the name's rows to where the
+    stage began; the paper has none.
     `initialise` "kmeans" starts soft tokens at centres of the images' codes; "public" leaves what the public code
     leaves as copies of image codes. `faces` is a file of face vectors (.npy, [count, size]), where a person's tokens of
     generation start. `regions` are the parts of drawn images where the tokens of stage 3 start. Prompts have {} for the
@@ -71,6 +73,7 @@ class PersonalizeSettings(Node):
     stages: tuple[Literal[1, 2, 3], ...] = Field((1, 2, 3), min_length=1)
     tokens: TokenSettings = TokenSettings()
     t2i_loss: Literal["codes", "public"] = "codes"
+    text_repeats: int = Field(1, ge=1)
     name_pull: float = Field(0.0, ge=0)
     initialise: Literal["kmeans", "public"] = "kmeans"
     regions: Regions = "paper"

@@ -126,12 +126,12 @@ def test_each_number_of_steps_has_its_own_results(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(queue, "_run_ablation", train)
     monkeypatch.setattr(queue, "commit", lambda: "0000000")
-    given = ["--only", "ablations", "--runs", str(tmp_path / "runs"), "--ablations-out", str(tmp_path / "out.json")]
+    given = ["--only", "ablations", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json")]
     for steps, count in ((40, 11), (10, 9), (40, 0)):
         trained.clear()
         assert main([*given, "--steps", str(steps)]) == 0
         assert len(trained) == count
-        table = json.loads((tmp_path / "out.json").read_text())["tables"]["start"]
+        table = json.loads((tmp_path / "out.json").read_text())["ablations"]["start"]
         assert (table["full"]["rea_right"]["mean"], table["stages"]["rea_right"]["mean"]) == (steps / 100, 0.0)
 
 
@@ -142,8 +142,7 @@ def test_results_of_other_settings_are_refused(
     """The settings file and the environment are not part of a result's name."""
     monkeypatch.setattr(queue, runner, lambda arm, *_: {"arm": asdict(arm), "figures": {}, "cpu_s": {}})
     monkeypatch.setattr(queue, "commit", lambda: "0000000")
-    outs = ["--out", str(tmp_path / "out.json"), "--ablations-out", str(tmp_path / "out.json")]
-    given = ["--only", group, "--runs", str(tmp_path / "runs"), *outs]
+    given = ["--only", group, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json")]
     assert main(given) == main(given) == 0
     for name, value in (("PERSONALIZE__NAME_PULL", "0.5"), ("TRAINER__LOSS__IMAGE__BETA", "0.5")):
         with monkeypatch.context() as patch:

@@ -34,6 +34,8 @@ def test_questions_of_each_kind_are_counted(concept: ConceptRecord) -> None:
     assert {item.answer for item in negative} == {"No."}
     assert next(item for item in found if item.kind == "text_only").image is None
     assert {item.kind for item in examples.questions(concept, {"random"}, rng())} == {"random"}
+    more = Counter(item.kind for item in examples.questions(concept, ALL, rng(), text_repeats=3))
+    assert more == {"positive": 12, "random": 12, "conversation": 1, "text_only": 3}
 
 
 def test_every_negative_and_question_is_used_in_turn(concept: ConceptRecord) -> None:
