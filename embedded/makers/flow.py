@@ -32,7 +32,7 @@ from trainer.policy.flow.attention import use_float32_sums
 from trainer.policy.flow.policy import TRAINING_TIMES
 from trainer.scenarios import compound
 
-RECIPE = MuonRecipe(seed=21, steps=10_000, batch=32, lr=1.5e-3, weight_decay=0.0, warmup=200, muon_lr=0.02, decay=3000)
+RECIPE = MuonRecipe(seed=21, steps=5500, batch=32, lr=1.5e-3, weight_decay=0.0, warmup=200, muon_lr=0.02, decay=1500)
 DROPPED = 0.1  # share of images trained without text
 WORDS = 0.3  # share of texts with words on where things are
 MAX_TEXT = 64  # tokens

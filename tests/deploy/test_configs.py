@@ -104,8 +104,7 @@ def test_unirl_zero_has_its_authors_values(number: int) -> None:
 
 def test_embedded_flow_has_unirl_zeros_values() -> None:
     """But for the group of 2 x 8, guidance and the learning rate, which fit the small model."""
-    any_model = {"SYNOD__TRAINER__POLICY__MODEL": str(ROOT / "embedded/weights")}
-    settings = load(CONFIGS / "embedded_flow.toml", any_model)
+    settings = load(CONFIGS / "embedded_flow.toml", {})
     assert isinstance(settings.policy, FlowSettings)
     sampler, loss = settings.policy.sampler, settings.loss
     assert (sampler.denoising_steps, sampler.eta, sampler.schedule, sampler.evaluation_steps) == (10, 0.7, "once", 20)
