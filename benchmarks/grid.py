@@ -46,5 +46,5 @@ def caption(before: Row, after: Row) -> list[str]:
     """Return the prompt in LINES lines, cut where it is too long, and its image part before and after."""
     lines = textwrap.wrap(before.prompt, 2 * SIDE // 6, max_lines=LINES, placeholder=" …")
     lines += [""] * (LINES - len(lines))
-    values = ["missing" if row.image_part is None else f"{row.image_part:.2f}" for row in (before, after)]
+    values = ["missing" if row.image_part is None else f"{row.image_part:.3g}" for row in (before, after)]
     return [*lines, " -> ".join(values)]
