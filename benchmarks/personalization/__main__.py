@@ -20,7 +20,7 @@ An arm is one concept, one seed and some settings. Its result is one JSON in RUN
 not run again: the same command continues after any stop. `--minutes` begins no arm after so long.
 The CPU time of a stage that was stopped and resumed is unknown, null. An arm of "ablations" is all concepts, one seed
 and --steps (`benchmarks.personalization.ablations`). A result that was made with other settings, by --config or the
-environment, is refused. The summary has all arms in RUNS, whatever --only says.
+environment, is refused. The summary has all arms in RUNS, whatever --only says; images of "stages" are next to it.
 
 Facts that only text states are measured by the detector's accessory pixels; chance is .1, and "clear" prompts say the
 colour themselves. "no rows" calls the concept by its class.
@@ -47,6 +47,7 @@ from benchmarks.machine import command, commit, machine
 from benchmarks.personalization.ablations import Ablation, ablations, facts_of, run_ablation, tables
 from benchmarks.personalization.general import General, judge
 from benchmarks.personalization.measure import Figures, Meter, drawn
+from benchmarks.personalization.page import stages_page
 from benchmarks.timed import check_facts
 from embedded import world
 from trainer.checkpoint import flattened
@@ -67,6 +68,7 @@ FEW: Final = ("uma", "taz", "vale")  # one of each kind, for arms that repeat a 
 GROUPS: Final = ("stages", "no_stage_1", "regions", "tokens", "grid", "geneval")
 ABLATIONS: Final = "ablations"
 KNOWLEDGE: Final = ("stages", "no_stage_1")  # groups whose images of facts are measured
+SIDE: Final = 64  # of the embedded policy's images
 OTHERS: Final = ["a photo of a red car", "a photo of two dogs", "a photo of a person on the beach"]
 
 
@@ -247,6 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = {"command": command(), "commit": commit(), "machine": machine(), "left": left}
     document |= {"arms": summary(results), ABLATIONS: tables(results / ABLATIONS, options.seeds, options.steps)}
     write_whole(options.out, (json.dumps(document, indent=1) + "\n").encode())
+    if page := stages_page([options.runs / arm.key for arm in arms("stages", 0)], SIDE):
+        page.quantize().save(options.out.with_suffix(".png"), optimize=True)
     print(f"{len(jobs) - left} of {len(jobs)} arms are done")
     return 0
 
