@@ -148,9 +148,21 @@ def charts(records: Sequence[Record]) -> list[dict[str, Any]]:
         reward |= {label: _reward_on(name) for name, label in PATHWAYS.items() if name in pathways}
     named = {"Reward": reward, "Components": {name: at(f"components.{name}") for name in components}}
     named |= {title: {label: at(path) for label, path in lines.items()} for title, lines in CHARTS.items()}
-    named |= _screen_charts(records)
+    named |= {"KL of images to the reference, by sampling step": _kl_by_step(records)} | _screen_charts(records)
     found = [chart(title, records, lines) for title, lines in named.items()]
     return [one for one in found if one["lines"]]
+
+
+def _kl_by_step(records: Sequence[Record]) -> dict[str, Getter]:
+    """Return the mean KL of four sampling steps from the first to the last; a run without a KL term has none."""
+    found = [record.get("kl_image_by_step") or [] for record in records]
+    total = max(map(len, found), default=0)
+    chosen = sorted({i * (total - 1) // 3 for i in range(4)}) if total else []
+
+    def read_step(index: int) -> Getter:
+        return lambda record: (record.get("kl_image_by_step") or [None] * total)[index]
+
+    return {f"step {i + 1} of {total}": read_step(i) for i in chosen}
 
 
 def _screen_charts(records: Sequence[Record]) -> dict[str, dict[str, Getter]]:

@@ -110,6 +110,23 @@ def test_charts_show_what_was_measured() -> None:
     assert charts([]) == []
 
 
+def test_the_kl_of_four_sampling_steps_is_drawn() -> None:
+    """A step that `loss_step_fraction` left out has no point; fewer than four steps have a line each."""
+    title = "KL of images to the reference, by sampling step"
+    steps: list[list[float | None] | None] = [
+        None,
+        [0.0, 0.1, 0.2, None, 0.4, 0.5, 0.6],
+        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0],
+    ]
+    records = [{"step": i, "kl_image_by_step": one} for i, one in enumerate(steps)]
+    (found,) = (one for one in charts(records) if one["title"] == title)
+    assert [line["label"] for line in found["lines"]] == [f"step {i} of 7" for i in (1, 3, 5, 7)]
+    assert (found["low"], found["high"], found["lines"][1]["last"]) == (0.0, 7.0, 1.6)
+    (short,) = (one for one in charts([{"step": 0, "kl_image_by_step": [0.5, 0.7]}]) if one["title"] == title)
+    assert [line["label"] for line in short["lines"]] == ["step 1 of 2", "step 2 of 2"]
+    assert title not in {one["title"] for one in charts([{"step": 0, "kl_image_by_step": None}])}
+
+
 def test_a_chart_by_hand() -> None:
     """Ten points from 0 to 9 and a running mean of ten values; a missing value has no point."""
     values: list[float | None] = [0.0, 1.0, None, *map(float, range(3, 11))]
