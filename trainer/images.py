@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from synod.contracts import Pixels
 from synod.images import encode_png
+
+SHEET_COLUMNS: Final = 4
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -29,7 +32,7 @@ def write_images(directory: Path, name: str, images: Mapping[int, Pixels]) -> No
         write_whole(directory / image_name(name, index), encode_png(image))
 
 
-def sheet(images: Sequence[Pixels], columns: int = 4) -> Pixels:
+def sheet(images: Sequence[Pixels], columns: int = SHEET_COLUMNS) -> Pixels:
     """Return images of one size side by side in rows, uint8 [H W 3]; places without an image are white."""
     rows = -(-len(images) // columns)
     blank = np.full_like(images[0], 255)

@@ -68,7 +68,6 @@ FEW: Final = ("uma", "taz", "vale")  # one of each kind, for arms that repeat a 
 GROUPS: Final = ("stages", "no_stage_1", "regions", "tokens", "grid", "geneval")
 ABLATIONS: Final = "ablations"
 KNOWLEDGE: Final = ("stages", "no_stage_1")  # groups whose images of facts are measured
-SIDE: Final = 64  # of the embedded policy's images
 OTHERS: Final = ["a photo of a red car", "a photo of two dogs", "a photo of a person on the beach"]
 
 
@@ -249,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = {"command": command(), "commit": commit(), "machine": machine(), "left": left}
     document |= {"arms": summary(results), ABLATIONS: tables(results / ABLATIONS, options.seeds, options.steps)}
     write_whole(options.out, (json.dumps(document, indent=1) + "\n").encode())
-    if page := stages_page([options.runs / arm.key for arm in arms("stages", 0)], SIDE):
+    if page := stages_page([options.runs / arm.key for arm in arms("stages", 0)]):
         page.quantize().save(options.out.with_suffix(".png"), optimize=True)
     print(f"{len(jobs) - left} of {len(jobs)} arms are done")
     return 0

@@ -63,7 +63,7 @@ def questions(
     for one in concept.conversations:
         kind = "text_only" if one.image is None else "conversation"
         if kind in kinds:
-            found += [Item(one.image, one.text, one.answer, kind)] * (text_repeats if one.image is None else 1)
+            found += [Item(one.image, one.text, one.answer, kind)] * (text_repeats if kind == "text_only" else 1)
     return [found[i] for i in rng.permutation(len(found))]
 
 

@@ -94,9 +94,8 @@ def epoch_batches(
     """Yield the batches of one epoch of stage `number`; all of it follows from (seed, stage, epoch)."""
     recipe, sizes = RECIPES[number], settings.stage(number)
     rng = np.random.default_rng([settings.seed, number, epoch])
-    files = concept.cropped or concept.train if recipe.images == "cropped" else concept.train
-    asked = _passes(lambda: examples.questions(concept, recipe.kinds, rng, settings.text_repeats))
-    shown = examples.cycled(files, rng)
+    asked = _passes(lambda: _questions(concept, settings, number, rng))
+    shown = examples.cycled(_files(concept, recipe), rng)
     for _ in range(num_batches(concept, settings, number)):
         pixels = [] if recipe.images is None else [photos[next(shown)] for _ in range(sizes.images)]
         questions = [next(asked) for _ in range(sizes.questions)]
@@ -106,10 +105,18 @@ def epoch_batches(
 def num_batches(concept: ConceptRecord, settings: PersonalizeSettings, number: int) -> int:
     """Return the updates of one epoch."""
     recipe, sizes = RECIPES[number], settings.stage(number)
-    files = concept.cropped or concept.train if recipe.images == "cropped" else concept.train
-    found = examples.questions(concept, recipe.kinds, np.random.default_rng(0), settings.text_repeats)
-    asked = math.ceil(len(found) / sizes.questions)
-    return max(asked, 0 if recipe.images is None else math.ceil(len(files) / sizes.images))
+    asked = math.ceil(len(_questions(concept, settings, number, np.random.default_rng(0))) / sizes.questions)
+    return max(asked, 0 if recipe.images is None else math.ceil(len(_files(concept, recipe)) / sizes.images))
+
+
+def _questions(
+    concept: ConceptRecord, settings: PersonalizeSettings, number: int, rng: np.random.Generator
+) -> list[Item]:
+    return examples.questions(concept, RECIPES[number].kinds, rng, settings.text_repeats)
+
+
+def _files(concept: ConceptRecord, recipe: Recipe) -> tuple[Path, ...]:
+    return concept.cropped or concept.train if recipe.images == "cropped" else concept.train
 
 
 def _passes(draw: Callable[[], list[Item]]) -> Iterator[Item]:

@@ -155,14 +155,9 @@ def charts(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def _kl_by_step(records: Sequence[Record]) -> dict[str, Getter]:
     """Return the mean KL of four sampling steps from the first to the last; a run without a KL term has none."""
-    found = [record.get("kl_image_by_step") or [] for record in records]
-    total = max(map(len, found), default=0)
+    total = max((len(record.get("kl_image_by_step") or ()) for record in records), default=0)
     chosen = sorted({i * (total - 1) // 3 for i in range(4)}) if total else []
-
-    def read_step(index: int) -> Getter:
-        return lambda record: (record.get("kl_image_by_step") or [None] * total)[index]
-
-    return {f"step {i + 1} of {total}": read_step(i) for i in chosen}
+    return {f"step {i + 1} of {total}": at(f"kl_image_by_step.{i}") for i in chosen}
 
 
 def _screen_charts(records: Sequence[Record]) -> dict[str, dict[str, Getter]]:
@@ -324,12 +319,15 @@ def last_groups(run_dir: Path) -> dict[str, Any] | None:
 
 
 def at(path: str) -> Getter:
-    """Return a reader of `a.b` in a record; it returns None if that is not a finite number."""
+    """Return a reader of `a.b` in a record, or of `a.0` in a list; it returns None if that is not a finite number."""
 
     def get(record: Record) -> float | None:
         value: Any = record
         for name in path.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
+            if isinstance(value, list):
+                value = value[int(name)] if name.isdecimal() and int(name) < len(value) else None
+            else:
+                value = value.get(name) if isinstance(value, Mapping) else None
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
     return get

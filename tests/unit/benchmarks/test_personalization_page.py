@@ -22,7 +22,7 @@ def finished(run_dir: Path, color: int) -> Path:
 def test_a_finished_run_is_a_row_and_a_file_is_a_column(tmp_path: Path) -> None:
     unfinished = finished(tmp_path / "c", 30)
     (unfinished / "stage-3/grid.png").unlink()
-    page = stages_page([finished(tmp_path / "a", 10), unfinished, finished(tmp_path / "b", 20)], SIDE)
+    page = stages_page([finished(tmp_path / "a", 10), unfinished, finished(tmp_path / "b", 20)])
     assert page is not None
     pixels = np.asarray(page)[LINE:]
     colors = {tuple(color) for color in pixels.reshape(-1, 3)} - {(255, 255, 255)}
@@ -32,4 +32,4 @@ def test_a_finished_run_is_a_row_and_a_file_is_a_column(tmp_path: Path) -> None:
 
 
 def test_no_finished_run_has_no_page(tmp_path: Path) -> None:
-    assert stages_page([tmp_path], SIDE) is None
+    assert stages_page([tmp_path]) is None
