@@ -8,7 +8,8 @@ the detector, and the policy needs the tokenizer. So are the flow models, whose 
 An interrupted run resumes from its checkpoints in build/weights/. A model with a complete checkpoint is only written
 again, until its recipe changes; remove that folder after a change of the world. `--only NAME` trains one model,
 `--quick` trains toy models for tests, `--no-quality` skips the measurement. `--only show-o-captions` trains a policy
-that also describes images, from the present one, and writes build/weights/show-o-captions (15 minutes on two cores).
+that also describes images, from the present one, and writes build/weights/show-o-captions (15 minutes on two cores);
+`--only sana-editor` a flow policy that reads a source image, build/weights/sana-editor (22 minutes on one core).
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCORERS = ("blip2-world", "detector-world", "dinov2-world", "face-world", "clip-world")
 TOKENIZER, POLICY = "magvit-world", "show-o-world"
 SANA, SCENES, LANGUAGE = "sana-world", "clip-scene-world", "language-world"
-CAPTIONS = "show-o-captions"  # not embedded: what the policy becomes that also describes images
+# Not embedded: what the policy becomes that also describes images, and the flow policy that reads a source image.
+CAPTIONS, EDITOR = "show-o-captions", "sana-editor"
 NAMES = (*SCORERS, TOKENIZER, POLICY)
 FLOW = (SANA, LANGUAGE, SCENES)
 PARTS = {"base": NAMES, "flow": FLOW, "all": (*NAMES, *FLOW)}
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m embedded.makers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", choices=PARTS, default="all", help="which models to train (all)")
-    parser.add_argument("--only", choices=(*PARTS["all"], CAPTIONS), help="train this model only, in this process")
+    parser.add_argument("--only", choices=(*PARTS["all"], CAPTIONS, EDITOR), help="train this model, in this process")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few images")
     parser.add_argument("--no-quality", action="store_true", help="do not measure and rewrite embedded/QUALITY*.md")
     parser.add_argument(
@@ -104,7 +106,7 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
 
     from embedded.makers import blip2, clip, detector, dinov2, face, magvit, show_o
 
-    directory, tokenizer = (build if name == CAPTIONS else weights) / name, weights / TOKENIZER
+    directory, tokenizer = (build if name in (CAPTIONS, EDITOR) else weights) / name, weights / TOKENIZER
     decoder = partial(magvit.DecoderMaker, tokenizer=tokenizer, detector=weights / "detector-world")
     start = partial(show_o.ShowOMaker, vq=tokenizer)
     parts: dict[str, list[Step]] = {
@@ -120,8 +122,8 @@ def make(name: str, weights: Path, build: Path, *, quick: bool = False, position
         ],
         CAPTIONS: [(show_o.CAPTION_RECIPE, partial(start, mix=show_o.CAPTION_MIX, start=weights / POLICY))],
     }
-    if name in FLOW:
-        parts |= _flow_parts(directory, weights / "detector-world")
+    if name in (*FLOW, EDITOR):
+        parts |= _flow_parts(weights)
     records = []
     torch.set_num_threads(1 if quick else _threads(name))
     directory.mkdir(parents=True, exist_ok=True)
@@ -157,10 +159,11 @@ def train_part(
     return maker, {"recipe": asdict(recipe), "seconds": round(seconds)}
 
 
-def _flow_parts(pipeline: Path, detector: Path) -> dict[str, list[Step]]:
+def _flow_parts(weights: Path) -> dict[str, list[Step]]:
     """Return the parts of the flow models. diffusers takes seconds to import: the other models do without it."""
-    from embedded.makers import clip_scene, codec, flow, language
+    from embedded.makers import clip_scene, codec, editor, flow, language
 
+    pipeline, detector = weights / SANA, weights / "detector-world"
     return {
         SANA: [
             (codec.RECIPE, partial(codec.CodecMaker, detector=detector)),
@@ -168,6 +171,7 @@ def _flow_parts(pipeline: Path, detector: Path) -> dict[str, list[Step]]:
         ],
         LANGUAGE: [(language.RECIPE, language.LanguageMaker)],
         SCENES: [(clip_scene.RECIPE, clip_scene.ClipSceneMaker)],
+        EDITOR: [(editor.RECIPE, partial(editor.EditorMaker, pipeline=pipeline))],
     }
 
 

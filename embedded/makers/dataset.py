@@ -40,7 +40,7 @@ class Sizes:
     """How much is rendered.
 
     Scenes with prompts, individuals per class, people for faces, views per individual, the policy's episodes, and the
-    flow policy's drawings.
+    flow policy's drawings, and pairs of images for editing.
     """
 
     scenes: int
@@ -49,10 +49,11 @@ class Sizes:
     views: int
     episodes: int
     drawings: int
+    pairs: int
 
 
-FULL = Sizes(scenes=40_000, identities=220, people=1_600, views=8, episodes=60_000, drawings=60_000)
-QUICK = Sizes(scenes=64, identities=3, people=6, views=4, episodes=64, drawings=64)
+FULL = Sizes(scenes=40_000, identities=220, people=1_600, views=8, episodes=60_000, drawings=60_000, pairs=16_000)
+QUICK = Sizes(scenes=64, identities=3, people=6, views=4, episodes=64, drawings=64, pairs=64)
 # Shares of the policy's images: GenEval scenes, concepts, described random individuals.
 GENEVAL_SHARE, CONCEPT_SHARE = 0.52, 0.28
 CONCEPT_TASKS: dict[Task, float] = {"plain": 0.2, "attribute": 0.45, "dense": 0.35}

@@ -46,16 +46,20 @@ class SanaMaker:
     """Train the transformer and the text encoder of a pipeline whose codec is finished."""
 
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes, pipeline: Path) -> None:
+        self.prepare(recipe, pipeline)
+        data = drawings(folder, sizes)
+        self.texts: list[Any] = data["texts"]
+        self.latents = latents_of(self.codec, data["image"], folder / f"drawings-{sizes.drawings}-latents.npy")
+
+    def prepare(self, recipe: Recipe, pipeline: Path) -> None:
+        """Load the codec, and create what is trained."""
         self.recipe = recipe
         self.codec = AutoencoderDC.from_pretrained(pipeline / codec.FOLDER, torch_dtype=torch.float32).eval()
         self.tokenizer = text_tokenizer()
         self.encoder, self.transformer = new_text_encoder(len(self.tokenizer)), new_transformer()
         self.module: nn.Module = nn.ModuleDict({"text_encoder": self.encoder, "transformer": self.transformer})
-        data = drawings(folder, sizes)
-        self.texts: list[dict[str, Any]] = data["texts"]
-        self.latents = latents_of(self.codec, data["image"], folder / f"drawings-{sizes.drawings}-latents.npy")
 
-    def loss(self, rng: np.random.Generator) -> list[Part]:
+    def loss(self, rng: np.random.Generator) -> Tensor | list[Part]:
         """Draw a batch and return its loss in WORKERS parts, short texts first."""
         rows = rng.integers(len(self.latents), size=self.recipe.batch)
         texts = [text_of(self.texts[row], rng) for row in rows]
@@ -96,12 +100,15 @@ class SanaMaker:
 
     def save(self, directory: Path) -> None:
         """Write a pipeline in diffusers' layout, in bfloat16."""
+        self.write(directory, self.transformer)
+
+    def write(self, directory: Path, transformer: SanaTransformer2DModel) -> None:
+        """Write it with this transformer."""
         scheduler = DPMSolverMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
         )
-        parts = (self.encoder, self.codec, self.transformer)
-        text_encoder, vae, transformer = (part.to(torch.bfloat16) for part in parts)
-        SanaPipeline(self.tokenizer, text_encoder, vae, transformer, scheduler).save_pretrained(directory)
+        parts = (part.to(torch.bfloat16) for part in (self.encoder, self.codec, transformer))
+        SanaPipeline(self.tokenizer, *parts, scheduler).save_pretrained(directory)
 
 
 def mixed(x_0: Tensor, noise: Tensor, t_b: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from embedded.world.arrangement import arrangement
 from embedded.world.concepts import CONCEPTS, UNSEEN, profile_of
 from embedded.world.conversations import conversations
 from embedded.world.descriptions import describe_some, described_prompt, with_commas
+from embedded.world.edits import EDITED_TASKS, Edit, edit_of
 from embedded.world.false_prompts import change_one_word, claims, resolve, wrong_prompt
 from embedded.world.identities import random_identity
 from embedded.world.layout import gap, relation
@@ -40,6 +41,7 @@ __all__ = [
     "COLORS",
     "CONCEPTS",
     "CONCEPT_TASKS",
+    "EDITED_TASKS",
     "GENEVAL_TASKS",
     "LABELS",
     "PLACES",
@@ -51,6 +53,7 @@ __all__ = [
     "UNSEEN",
     "Backdrop",
     "ConceptProfile",
+    "Edit",
     "Entity",
     "Instance",
     "Placed",
@@ -65,6 +68,7 @@ __all__ = [
     "conversations",
     "describe_some",
     "described_prompt",
+    "edit_of",
     "gap",
     "individual_scene",
     "profile_of",
