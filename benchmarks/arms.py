@@ -143,7 +143,8 @@ def settings_of(
 class Permuted:
     """A service that permutes the rewards of each request: a whole group, by the settings of a permuted run.
 
-    The order follows from `seed` and the images, so that a resumed run has the same one.
+    The order follows from `seed` and the images, or the answers of items without one, so that a resumed run has the
+    same order.
     """
 
     def __init__(self, service: RewardBackend, seed: int) -> None:
@@ -155,7 +156,8 @@ class Permuted:
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         digest = 0
         for item in items:
-            digest = zlib.crc32(item.pixels().tobytes(), digest)
+            answer = "" if item.reasoning is None else item.reasoning.text
+            digest = zlib.crc32(answer.encode() if item.image is None else item.pixels().tobytes(), digest)
         order = np.random.default_rng([self._seed, digest]).permutation(len(items))
         return _Ordered(self._service.submit(items, reward), order.tolist())
 

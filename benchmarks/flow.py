@@ -41,6 +41,7 @@ from benchmarks.measures import changes, to_document
 from benchmarks.resumable import finish
 from benchmarks.screening_rho import Plan, markdown, table
 from benchmarks.timed import FACTS, facts_of, keep_facts, train_timed
+from synod.contracts import Pixels
 from trainer.data.source import heldout_tasks
 from trainer.evaluate.compare import Evaluation, Paired, compare, matched, summary
 from trainer.evaluate.heldout import AFTER, BEFORE, evaluate, held_out, load_evaluation, save_evaluation
@@ -84,7 +85,7 @@ def _measure(options: argparse.Namespace, deadline: float) -> bool:
         found = PARTS[name](options, deadline)
         if found is None:
             return False
-        _write(options.out, name, found)
+        write(options.out, name, found)
     return True
 
 
@@ -104,16 +105,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def settings_of(options: argparse.Namespace, run_dir: Path, *changes: Tree) -> TrainerSettings:
-    """Return the settings of a run with other values; the scorers of `rewards` replace those of the file."""
+    """Return the settings of a run with other values.
+
+    The scorers of `rewards` replace those of the file, and so does the table `data`.
+    """
     url: Tree = {"rewards": {"url": options.url}} if options.url else {}
     tree = merged(load(options.config).model_dump(), url, *changes, {"run_dir": run_dir.resolve()})
     for change in changes:
         if scorers := change.get("rewards", {}).get("scorers"):
             tree["rewards"]["scorers"] = dict(scorers)
+        if data := change.get("data"):
+            tree["data"] = dict(data)
     return TrainerSettings.model_validate(tree)
 
 
-def _write(path: Path, name: str, found: Part) -> None:
+def write(path: Path, name: str, found: Part) -> None:
     """Put a part into the file, with what it was measured by."""
     whole = json.loads(path.read_text()) if path.exists() else {}
     whole[name] = {"command": command(), "commit": commit(), "machine": machine(), **found}
@@ -174,11 +180,12 @@ def train_jpeg(options: argparse.Namespace, deadline: float) -> Part | None:
         own = {"steps": JPEG_STEPS, "evaluate": {"prompts": options.prompts or 100}}
         run_dir = options.runs / f"jpeg-{name.replace(', ', '-').replace(' ', '-')}"
         settings = settings_of(options, run_dir, own, arm)
-        if not _train(settings, options.runs, deadline):
+        if not train(settings, options.runs, deadline):
             return None
         sizes[name] = _sizes(run_dir)
         found[name] = {**figures(run_dir), "kB": asdict(sizes[name])}
-        _show(run_dir, options.out.with_name(f"flow_jpeg_{name.partition(',')[0]}.png"), name in ("smaller", "larger"))
+        if name in ("smaller", "larger"):
+            show(run_dir, options.out.with_name(f"flow_jpeg_{name}.png"))
     return {**found, "verdicts": jpeg_verdicts(sizes)}
 
 
@@ -219,12 +226,13 @@ def train_geneval(options: argparse.Namespace, deadline: float) -> Part | None:
         own = {"steps": options.steps, "evaluate": {"prompts": options.prompts or 1000}}
         run_dir = options.runs / f"geneval-{name}"
         settings = settings_of(options, run_dir, own, GENEVAL)
-        if not _train(settings, options.runs, deadline, permuted=name == CONTROL):
+        if not train(settings, options.runs, deadline, permuted=name == CONTROL):
             return None
         before, after = load_evaluation(run_dir / BEFORE), load_evaluation(run_dir / AFTER)
         soft[name] = compare(matched(before, after), lambda row: row.reward)
         found[name] = {**figures(run_dir), "heldout": to_document(changes(before, after))}
-        _show(run_dir, options.out.with_name("flow_geneval.png"), name == "rewards")
+        if name == "rewards":
+            show(run_dir, options.out.with_name("flow_geneval.png"))
     verdicts = {
         "soft score up by 2 errors": _errors(soft["rewards"]) > 2,
         "control within 2 errors of 0": abs(_errors(soft[CONTROL])) <= 2,
@@ -232,17 +240,20 @@ def train_geneval(options: argparse.Namespace, deadline: float) -> Part | None:
     return {**found, "verdicts": verdicts}
 
 
-def _train(settings: TrainerSettings, runs: Path, deadline: float, *, permuted: bool = False) -> bool:
+def train(
+    settings: TrainerSettings, runs: Path, deadline: float, *, permuted: bool = False, policy: Policy | None = None
+) -> bool:
     """Train and evaluate one run, from its checkpoint if there is one; return whether it is complete.
 
-    A request for rewards holds a whole group, so that `Permuted` permutes within groups.
+    `policy` is the one to train, by default that of the settings. A request for rewards holds a whole group, so that
+    `Permuted` permutes within groups.
     """
     assert settings.reward_batch_size == settings.screen.group_size, "a group is one request"
     with closing(open_service(settings)) as service:
         trained_on: RewardBackend = Permuted(service, settings.seed) if permuted else service
         return train_timed(
             settings,
-            make_policy(settings),
+            policy or make_policy(settings),
             service,
             [math.inf],
             trained_on=trained_on,
@@ -251,9 +262,9 @@ def _train(settings: TrainerSettings, runs: Path, deadline: float, *, permuted: 
         )
 
 
-def _show(run_dir: Path, path: Path, wanted: bool) -> None:
-    if wanted:
-        before_after(run_dir, SHOWN).save(path, optimize=True)
+def show(run_dir: Path, path: Path, sources: Sequence[Pixels] = ()) -> None:
+    """Write the first held-out images before and after a run, next to their sources if there are any."""
+    before_after(run_dir, SHOWN, sources=sources).save(path, optimize=True)
 
 
 # -- previews ----------------------------------------------------------------------------------------------------------

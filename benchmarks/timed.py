@@ -178,5 +178,6 @@ def _copy(source: Path, target: Path) -> None:
     """Copy the evaluation before training, if the source has one and the target has none; rows last."""
     if (source / BEFORE).exists() and not (target / BEFORE).exists():
         images = Path(BEFORE).with_suffix("")
-        shutil.copytree(source / images, target / images, dirs_exist_ok=True)
+        if (source / images).exists():  # nothing is drawn where answers alone are rewarded
+            shutil.copytree(source / images, target / images, dirs_exist_ok=True)
         write_whole(target / BEFORE, (source / BEFORE).read_bytes())

@@ -23,9 +23,14 @@ def make_optimizer(policy: Policy, settings: TrainerSettings) -> torch.optim.Ada
     for kind in MODALITIES:
         own = settings.loss.of(kind).lr
         if own is not None and kind not in {group.kind for group in groups}:
+            shared = any(group.kind is None for group in groups)
             raise SettingsError(
-                f"[trainer.loss.{kind}] lr = {own:g}, but this policy samples texts and images with the same "
-                "parameters; give [trainer.optimizer] lr"
+                f"[trainer.loss.{kind}] lr = {own:g}, but this policy "
+                + (
+                    "samples texts and images with the same parameters; give [trainer.optimizer] lr"
+                    if shared
+                    else f"trains nothing that samples {kind}s; remove it, or see [trainer.policy] trains and language"
+                )
             )
     fused = True if all(p.is_cuda for group in groups for p in group.parameters) else None
     rates = learning_rates(policy, settings, 0)

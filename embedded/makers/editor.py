@@ -63,7 +63,8 @@ class EditorMaker(SanaMaker):
         noise, own = torch.from_numpy(rng.standard_normal((2, *x_0.shape), np.float32))
         with torch.autocast("cpu", torch.bfloat16), self._sources(drawn, own):
             v = self.velocity(mixed(x_0, noise, t), [one.text for one in drawn], t)
-        return (v.float() - (noise - x_0)).square().mean()
+        error: Tensor = (v.float() - (noise - x_0)).square().mean()
+        return error
 
     def _sources(self, drawn: list[Example], noise: Tensor) -> Any:
         """Return the context in which the transformer reads the sources of these examples, zeros without one."""

@@ -89,5 +89,6 @@ def test_other_noise_changes_what_is_ahead_alone(pipeline: Path) -> None:
     assert torch.equal(changed.latent_SCHW, state.latent_SCHW)
     assert torch.equal(changed.noise_RCHW, other.noise_RCHW[2:])
     own, redrawn, same = policy.denoise([state, changed, with_noise_of(changed, first)], 4)
-    assert torch.equal(own.latent_SCHW, same.latent_SCHW)
+    # Some CPUs round a row by its place in the batch.
+    torch.testing.assert_close(own.latent_SCHW, same.latent_SCHW, atol=1e-5, rtol=1e-5)
     assert np.abs((own.latent_SCHW - redrawn.latent_SCHW)[3:].numpy()).max() > 0.1

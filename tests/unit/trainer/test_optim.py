@@ -82,3 +82,9 @@ def test_a_rate_without_parameters_is_refused(make_policy: MakePolicy, tiny_sett
         SettingsError, match=r"\[trainer\.loss\.text\] lr = 5e-07, but this policy samples texts and images"
     ):
         make_optimizer(make_policy(), tiny_settings(LOSS__TEXT__LR="5e-7"))
+
+
+def test_a_rate_of_a_model_that_is_not_trained_is_refused(tiny_settings: MakeSettings) -> None:
+    settings = tiny_settings(LOSS__IMAGE__LR="1e-4")
+    with pytest.raises(SettingsError, match=r"\[trainer\.loss\.image\] lr = 0.0001, but .* trains nothing"):
+        make_optimizer(cast(Policy, TwoParts("text")), settings)
