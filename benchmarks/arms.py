@@ -159,16 +159,20 @@ class Permuted:
             answer = "" if item.reasoning is None else item.reasoning.text
             digest = zlib.crc32(answer.encode() if item.image is None else item.pixels().tobytes(), digest)
         order = np.random.default_rng([self._seed, digest]).permutation(len(items))
-        return _Ordered(self._service.submit(items, reward), order.tolist())
+        return _ordered(self._service.submit(items, reward), order.tolist())
 
 
-class _Ordered(Future[list[Reward]]):
-    """The result of another future in another order."""
+def _ordered(pending: Future[list[Reward]], order: Sequence[int]) -> Future[list[Reward]]:
+    """Return a future of another one's rewards in this order; it raises what that one raises."""
+    found: Future[list[Reward]] = Future()
 
-    def __init__(self, pending: Future[list[Reward]], order: Sequence[int]) -> None:
-        super().__init__()
-        self._pending, self._order = pending, order
+    def follow(done: Future[list[Reward]]) -> None:
+        try:
+            rewards = done.result()
+        except Exception as error:  # raised again where the rewards are awaited
+            found.set_exception(error)
+        else:
+            found.set_result([rewards[place] for place in order])
 
-    def result(self, timeout: float | None = None) -> list[Reward]:
-        rewards = self._pending.result(timeout)
-        return [rewards[place] for place in self._order]
+    pending.add_done_callback(follow)
+    return found

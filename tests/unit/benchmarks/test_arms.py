@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks.arms import ARMS, Arm, Permuted, merged, settings_of
-from synod.contracts import ScoreItem
+from synod.contracts import Reasoning, ScoreItem
 from synod.errors import SettingsError
 from trainer.checkpoint import fingerprint
+from trainer.rewards.terms import Items, submit_terms
 from trainer.settings import ScreenSettings
 from trainer.types import Reward, RewardSpec
 
@@ -104,6 +105,22 @@ def test_the_order_follows_from_the_images() -> None:
     assert order(0, 1) == [r.value for r in Permuted(Ordinals(), 0).submit(items(1), SPEC).result()]
     assert order(1, 1) != order(0, 1)
     assert order(0, 2) != order(0, 1)
+
+
+def test_answers_are_permuted_and_terms_of_two_results_arrive() -> None:
+    def answered(said: str) -> list[ScoreItem]:
+        return [ScoreItem(reasoning=Reasoning(f"{said} {i}", (), ())) for i in range(9)]
+
+    orders = [[r.value for r in Permuted(Ordinals(), 0).submit(answered(said), SPEC).result()] for said in ("a", "b")]
+    assert orders[0] != orders[1]
+    assert sorted(filter(None, orders[0])) == list(range(1, 9))
+    spec = RewardSpec({"geneval": 1.0, "format": 1.0}, of={"format": "answer"})
+    both: list[Items] = [
+        {"image": image, "answer": answer} for image, answer in zip(items(3), answered("a"), strict=True)
+    ]
+    found = submit_terms(Permuted(Ordinals(), 0), both, spec).result(timeout=10)
+    images = [r.value for r in Permuted(Ordinals(), 0).submit(items(3), SPEC).result()]
+    assert [r.value for r in found] == [(a or 0) + (b or 0) for a, b in zip(images, orders[0], strict=True)]
 
 
 def test_surrogate_scores_are_not_permuted() -> None:
