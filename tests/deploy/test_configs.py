@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from embedded.makers.language import REFINE
 from services.scorers import registry as scorers
 from services.settings import load as load_service
 from synod.errors import SettingsError
@@ -114,6 +115,24 @@ def test_embedded_flow_has_unirl_zeros_values() -> None:
     assert settings.reward_batch_size == settings.screen.preview_batch_size == loss.micro_batch == size
     served = load_service(CONFIGS / "embedded_flow.toml", {}).scorers
     assert set(settings.rewards.weights) < set(served)
+
+
+def test_unirl_zero_embedded_has_the_papers_values() -> None:
+    """Those of scenario 5, but for what fits the small models: groups, guidance, equal steps, and learning rates."""
+    own, paper = (load(CONFIGS / f"unirl_zero_{name}.toml", {}) for name in ("embedded", "5"))
+    for one in (own, paper):
+        assert isinstance(one.policy, FlowSettings)
+        assert (one.policy.sampler.denoising_steps, one.policy.sampler.eta) == (10, 0.7)
+    for modality in ("text", "image"):
+        a, b = getattr(own.loss, modality), getattr(paper.loss, modality)
+        assert (a.alpha, a.clip, a.beta) == (b.alpha, b.clip, b.beta)
+    assert (own.loss.scale, own.loss.credit) == (paper.loss.scale, paper.loss.credit)
+    assert own.rewards.terms == paper.rewards.terms
+    assert isinstance(own.data, PromptSettings)
+    assert own.data.query == REFINE
+    served = load_service(CONFIGS / "unirl_zero_embedded.toml", {}).scorers
+    kinds = {"geneval", "format", "recognition", "reflection", "clip_direction", "clip_i"}
+    assert {one.kind for one in served.values()} == kinds
 
 
 @pytest.mark.parametrize("name", ["gvu_train", "gvu_embedded"])
