@@ -137,7 +137,7 @@ def _recorded(run_dir: Path, both: tuple[Evaluation, Evaluation]) -> Part:
     return {
         **figures(run_dir),
         "heldout": to_document(changes(*both)),
-        "reply tokens, first and last 10 steps": [summary(part).mean for part in (lengths[:10], lengths[-10:])],
+        "reply characters, first and last 10 steps": [summary(part).mean for part in (lengths[:10], lengths[-10:])],
     }
 
 

@@ -144,8 +144,12 @@ def tensors(directory: Path, dtype: torch.dtype | None = None) -> Iterator[tuple
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return the module's parameters and buffers by key; `state_dict` of a policy split over ranks returns parts."""
-    return {key: tensor.detach() for key, tensor in (*module.named_parameters(), *module.named_buffers())}
+    """Return the module's parameters and buffers by key; `state_dict` of a policy split over ranks returns parts.
+
+    Buffers that a module computes when it is built, such as positions, are no part of its weights.
+    """
+    kept, found = module.state_dict().keys(), (*module.named_parameters(), *module.named_buffers())
+    return {key: tensor.detach() for key, tensor in found if key in kept}
 
 
 def write_weights(state: Mapping[str, Tensor], directory: Path, name: str = NAMES[0]) -> None:

@@ -71,7 +71,7 @@ def test_a_part_is_measured_from_the_command_line(part: str, tmp_path: Path, mon
     runs = {"questions": ("rewards", "permuted"), "reasoning": tuple(unirl.ARMS)}.get(part, ())
     for one in [found[name] for name in runs] or [found]:
         assert one["steps"] == 1
-        talked = one["reply tokens, first and last 10 steps"]
+        talked = one["reply characters, first and last 10 steps"]
         assert (talked == [None, None]) == (part == "edits")
     if part == "edits":
         curves = found["similarities"]["by guidance"]

@@ -45,6 +45,19 @@ def test_policy_has_the_velocities_that_were_trained(toys: Path, maker: flow.San
     assert image.shape == (world.SIZE, world.SIZE, 3)
 
 
+@torch.no_grad()
+def test_a_trained_policy_is_read_again(toys: Path, tmp_path: Path) -> None:
+    """Though the transformer has positions, which its file does not keep."""
+    given: dict[str, Any] = {"sampler": Sampler.of(4, flow.SHIFT, 0.7), "max_text_length": flow.MAX_TEXT}
+    policy = loading.load(toys / SANA, **given)
+    for parameter in policy.transformer.parameters():
+        parameter.mul_(1.01)
+    policy.save(tmp_path)
+    x = torch.randn(3, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    again = loading.load(tmp_path, **given)
+    assert torch.equal(again.velocity(PROMPTS, x, 0.7, 1.0), policy.velocity(PROMPTS, x, 0.7, 1.0))
+
+
 def drawn_by(policy: Any, prompt: str) -> np.ndarray:
     begun = policy.start([prompt], [(1, 2)])
     found: np.ndarray = policy.images(policy.denoise(begun, policy.image_steps))[0]
