@@ -169,7 +169,10 @@ def _flow_parts(weights: Path) -> dict[str, list[Step]]:
             (codec.RECIPE, partial(codec.CodecMaker, detector=detector)),
             (flow.RECIPE, partial(flow.SanaMaker, pipeline=pipeline)),
         ],
-        LANGUAGE: [(language.RECIPE, language.LanguageMaker)],
+        LANGUAGE: [
+            (language.SIGHT_RECIPE, language.SightMaker),
+            (language.RECIPE, partial(language.LanguageMaker, sight=weights / LANGUAGE)),
+        ],
         SCENES: [(clip_scene.RECIPE, clip_scene.ClipSceneMaker)],
         EDITOR: [(editor.RECIPE, partial(editor.EditorMaker, pipeline=pipeline))],
     }

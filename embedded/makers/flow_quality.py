@@ -20,6 +20,7 @@ from embedded import world
 from embedded.makers import accept, language, metrics, quality
 from embedded.makers.__main__ import FLOW, LANGUAGE, ROOT, SANA, SCENES
 from embedded.makers.metrics import Degradation, Metric
+from embedded.world.language import WORD
 from embedded.world.visual_questions import NO, YES
 from services.models import transformers_clip
 from services.scorers.clip_direction import ClipDirection, ClipDirectionSettings
@@ -168,7 +169,10 @@ def _edit(prompts: Sequence[world.Prompt], images: Sequence[Pixels], to: int) ->
 
 
 def answers(directory: Path, count: int) -> list[Metric]:
-    """Measure the language model: yes or no, other answers, the format of refined prompts, and judged images."""
+    """Measure the language model: yes or no, other answers, the format of refined prompts, and judged images.
+
+    Answers are compared word by word: a decoded text has spaces before its punctuation.
+    """
     model, words = policy_language.load(directory, LONGEST)
     rng = np.random.default_rng(SEED + 1)
     kinds: dict[str, list[bool]] = {"yes or no": [], "other answers": [], "refined in the format": [], "judged": []}
@@ -178,7 +182,9 @@ def answers(directory: Path, count: int) -> list[Metric]:
         asked = world.questions(rendered, rng)
         question, answer = asked[int(rng.integers(len(asked)))]
         said = answered(model, words, Query(question, rendered.image), rng)
-        kinds["yes or no" if answer in (YES, NO) else "other answers"].append(said == answer)
+        kinds["yes or no" if answer in (YES, NO) else "other answers"].append(
+            WORD.findall(said) == WORD.findall(answer)
+        )
         refined = answered(model, words, Query(language.REFINE.format(prompt=a.text)), rng)
         kinds["refined in the format"].append(answer_of(refined) is not None)
         shown = bool(rng.random() < 0.5)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from embedded.makers import clip_scene, language
 from embedded.makers.__main__ import LANGUAGE, SCENES
@@ -47,9 +48,43 @@ def test_equal_captions_fit_each_other() -> None:
 @pytest.fixture(scope="module")
 def maker(toys: Path) -> language.LanguageMaker:
     made: language.LanguageMaker = restored(
-        language.LanguageMaker(language.RECIPE, toys.parent / "build", QUICK), toys, LANGUAGE
+        language.LanguageMaker(language.RECIPE, toys.parent / "build", QUICK, toys / LANGUAGE), toys, f"{LANGUAGE}-2"
     )
     return made
+
+
+def test_maps_are_in_the_order_of_the_encoders_patches() -> None:
+    """A white patch in a black image is where its number is among the tokens' numbers."""
+    numbers = language.by_token(np.arange(64).reshape(1, 8, 8))
+    assert numbers.shape == (1, 16, 4)
+    read = language.new_processor().image_processor
+    for number in (0, 1, 8, 9, 21, 42, 63):
+        image = np.zeros((64, 64, 3), np.uint8)
+        row, column = divmod(number, 8)
+        image[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 255
+        patches = read([Image.fromarray(image)], return_tensors="pt")["pixel_values"]
+        assert numbers.flatten()[int(patches.mean(1).argmax())] == number
+
+
+def test_background_counts_a_fifth() -> None:
+    logits, target = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 0, 1, 2, 3])
+    logp = logits.log_softmax(-1)
+    lost = [-float(logp[i, kind]) for i, kind in enumerate(target.tolist())]
+    wanted = (0.2 * sum(lost[:3]) + sum(lost[3:])) / (0.2 * 3 + 3)
+    assert float(language.weighted(logits, target)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_image_encoder_is_learned_first(toys: Path) -> None:
+    """The second part starts from the encoder of the first, and trains it further."""
+    maker = language.SightMaker(language.SIGHT_RECIPE, toys.parent / "build", QUICK)
+    state = torch.load(toys.parent / f"build/{LANGUAGE}.ckpt", weights_only=True)["module"]
+    maker.module.load_state_dict(state)
+    assert float(maker.loss(np.random.default_rng(0)).detach()) > 0
+    folder = toys.parent / "sight"
+    maker.save(folder)
+    started = language.LanguageMaker(language.RECIPE, toys.parent / "build", QUICK, folder)
+    for name, value in maker.model.model.visual.state_dict().items():
+        torch.testing.assert_close(started.model.model.visual.state_dict()[name], value)
 
 
 @torch.no_grad()
