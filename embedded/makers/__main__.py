@@ -9,7 +9,7 @@ An interrupted run resumes from its checkpoints in build/weights/. A model with 
 again, until its recipe changes; remove that folder after a change of the world. `--only NAME` trains one model,
 `--quick` trains toy models for tests, `--no-quality` skips the measurement. `--only show-o-captions` trains a policy
 that also describes images, from the present one, and writes build/weights/show-o-captions (15 minutes on two cores);
-`--only sana-editor` a flow policy that reads a source image, build/weights/sana-editor (22 minutes on one core).
+`--only sana-editor` a flow policy that reads a source image, build/weights/sana-editor (17 minutes on one core).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """language-world: a tiny Qwen2.5-VL that describes images, answers questions, refines prompts and judges images.
 
-Its image encoder learns first what is where, from the world's ground truth: by texts alone it learned in 4,000 steps
-neither the classes of objects nor, beyond chance, whether an image shows a prompt. A refined prompt says where
-everything is, in words that sana-world was trained on; so does the feedback to a wrong image. Both are in UniRL-Zero's
-format of replies, so that reinforcement learning starts from it (its appendix A.4).
+Its image encoder learns first what is where, from the world's ground truth. A refined prompt says where everything is,
+in words that sana-world was trained on; so does the feedback to a wrong image. Both are in UniRL-Zero's format of
+replies, so that reinforcement learning starts from it (its appendix A.4).
 """
 
 from __future__ import annotations
