@@ -52,7 +52,7 @@ Talk = tuple[int | None, str, str]  # an image's row, a question about it, and i
 
 
 class SightMaker:
-    """Train the image encoder alone: each token tells the main class and the colour of its 2 x 2 patches."""
+    """Train the image encoder alone: from each token the main class and the colour of its 2 x 2 patches are read."""
 
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes) -> None:
         self.recipe = recipe

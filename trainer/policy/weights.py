@@ -146,7 +146,7 @@ def tensors(directory: Path, dtype: torch.dtype | None = None) -> Iterator[tuple
 def state_of(module: nn.Module) -> dict[str, Tensor]:
     """Return the module's parameters and buffers by key; `state_dict` of a policy split over ranks returns parts.
 
-    Buffers that a module computes when it is built, such as positions, are no part of its weights.
+    Buffers that a module computes when it is built, such as positions, are not part of its weights.
     """
     kept, found = module.state_dict().keys(), (*module.named_parameters(), *module.named_buffers())
     return {key: tensor.detach() for key, tensor in found if key in kept}
