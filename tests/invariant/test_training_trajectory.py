@@ -5,8 +5,8 @@ and optimizer state are compared bit for bit. Kernels round differently at diffe
 one row at a time; the loop under test is the same.
 
 The comparison with the record is bitwise on the CPU model and torch version that made it. On other machines kernels sum
-in another order, and metrics agree within a relative 1e-4 (float32, three updates). After an intended change of the
-trajectory record it again: SYNOD_RECORD=1 pytest FILE.
+in another order, and metrics agree within a relative 1e-4 (float32, three updates), cosines near 0 within 1e-5. After an
+intended change of the trajectory record it again: SYNOD_RECORD=1 pytest FILE.
 """
 
 from __future__ import annotations
@@ -150,12 +150,12 @@ def plain(value: Any) -> Any:
     return float.fromhex(value) if isinstance(value, str) and "0x" in value else value
 
 
-def near(value: Any) -> Any:
+def near(value: Any, least: float) -> Any:
     if isinstance(value, dict):
-        return {key: near(inner) for key, inner in value.items()}
+        return {key: near(inner, least) for key, inner in value.items()}
     if isinstance(value, list):
-        return [near(inner) for inner in value]
-    return pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
+        return [near(inner, least) for inner in value]
+    return pytest.approx(value, rel=1e-4, abs=least) if isinstance(value, float) else value
 
 
 def machine() -> dict[str, str]:
@@ -182,7 +182,7 @@ def test_equivalent_configurations_give_the_recorded_trajectory(run: Callable[..
     for step, (found, expected) in enumerate(zip(plain(whole["metrics"]), plain(recorded["metrics"]), strict=True)):
         assert found.keys() == expected.keys()
         for key, value in expected.items():
-            assert found[key] == near(value), (step, key)
+            assert found[key] == near(value, 1e-5 if "cosine" in key else 1e-6), (step, key)
     for options in CONFIGURATIONS:
         assert run(2, **options) == {"metrics": whole["metrics"][:2], "state": {k: whole["state"][k] for k in "12"}}, (
             options

@@ -148,8 +148,13 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
     Buffers that a module computes when it is built, such as positions, are not part of its weights.
     """
-    kept, found = module.state_dict().keys(), (*module.named_parameters(), *module.named_buffers())
-    return {key: tensor.detach() for key, tensor in found if key in kept}
+    computed = {
+        f"{prefix}.{name}".removeprefix(".")
+        for prefix, part in module.named_modules()
+        for name in part._non_persistent_buffers_set
+    }
+    found = (*module.named_parameters(), *module.named_buffers())
+    return {key: tensor.detach() for key, tensor in found if key not in computed}
 
 
 def write_weights(state: Mapping[str, Tensor], directory: Path, name: str = NAMES[0]) -> None:
