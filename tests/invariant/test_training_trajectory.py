@@ -5,8 +5,8 @@ and optimizer state are compared bit for bit. Kernels round differently at diffe
 one row at a time; the loop under test is the same.
 
 The comparison with the record is bitwise on the CPU model and torch version that made it. On other machines kernels sum
-in another order, and metrics agree within a relative 1e-4 (float32, three updates), cosines near 0 within 1e-5. After an
-intended change of the trajectory record it again: SYNOD_RECORD=1 pytest FILE.
+in another order, and metrics agree within a relative 1e-4 (float32, three updates), cosines near 0 within 1e-5. After
+an intended change of the trajectory record it again: SYNOD_RECORD=1 pytest FILE.
 """
 
 from __future__ import annotations
