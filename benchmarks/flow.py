@@ -70,23 +70,27 @@ START_BATCH: Final = 24
 RHO: Final = Plan(rollouts=16, steps=(1, 2, 3, 4, 5, 7, 9), completions=4, scorer=KB)
 SHOWN: Final = 16  # prompts in a PNG
 Part = dict[str, Any]
+Measure = Callable[[argparse.Namespace, float], Part | None]  # None: stopped at the deadline
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts that are not finished; exit status 0: all that were asked for are."""
-    options = _parser().parse_args(arguments)
+    return measure(_parser().parse_args(arguments), PARTS)
+
+
+def measure(options: argparse.Namespace, parts: Mapping[str, Measure]) -> int:
+    """Measure the parts that were asked for, in order; return the exit status, 0 if all are finished."""
     deadline = time.monotonic() + 3600 * options.hours
-    return finish(options.runs, lambda: _measure(options, deadline))
 
+    def work() -> bool:
+        for name in options.only:
+            found = parts[name](options, deadline)
+            if found is None:
+                return False
+            _write(options.out, name, found)
+        return True
 
-def _measure(options: argparse.Namespace, deadline: float) -> bool:
-    """Measure the parts in order; return whether all are finished."""
-    for name in options.only:
-        found = PARTS[name](options, deadline)
-        if found is None:
-            return False
-        write(options.out, name, found)
-    return True
+    return finish(options.runs, work)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,7 +123,7 @@ def settings_of(options: argparse.Namespace, run_dir: Path, *changes: Tree) -> T
     return TrainerSettings.model_validate(tree)
 
 
-def write(path: Path, name: str, found: Part) -> None:
+def _write(path: Path, name: str, found: Part) -> None:
     """Put a part into the file, with what it was measured by."""
     whole = json.loads(path.read_text()) if path.exists() else {}
     whole[name] = {"command": command(), "commit": commit(), "machine": machine(), **found}
@@ -301,7 +305,7 @@ def rho_verdicts(cells: Mapping[str, Any], total: int) -> dict[str, bool | None]
     return {"above .5 at 0.2 to 0.4 T": max(early) > 0.5 if early else None}
 
 
-PARTS: Final[Mapping[str, Callable[[argparse.Namespace, float], Part | None]]] = {
+PARTS: Final[Mapping[str, Measure]] = {
     "start": measure_start,
     "jpeg": train_jpeg,
     "geneval": train_geneval,

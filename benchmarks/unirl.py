@@ -37,15 +37,16 @@ from benchmarks import flow, unirl_data
 from benchmarks.arguments import count
 from benchmarks.arms import Tree
 from benchmarks.dgs import open_service
-from benchmarks.flow import Part
+from benchmarks.flow import Measure, Part
 from benchmarks.learning import figures
 from benchmarks.measures import changes, to_document
-from benchmarks.resumable import finish
 from synod.contracts import Pixels
 from trainer.evaluate.compare import Evaluation, Paired, Row, compare, matched, summary
 from trainer.evaluate.heldout import AFTER, BEFORE, evaluate, held_out, load_evaluation, save_evaluation
+from trainer.policy.base import Policy
 from trainer.report.metrics import read
 from trainer.run import make_policy
+from trainer.settings import TrainerSettings
 from trainer.types import Task
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -74,18 +75,7 @@ EDITING: Final[Tree] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts that are not finished; exit status 0: all that were asked for are."""
-    options = _parser().parse_args(arguments)
-    deadline = time.monotonic() + 3600 * options.hours
-
-    def work() -> bool:
-        for name in options.only:
-            found = PARTS[name](options, deadline)
-            if found is None:
-                return False
-            flow.write(options.out, name, found)
-        return True
-
-    return finish(options.runs, work)
+    return flow.measure(_parser().parse_args(arguments), PARTS)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,15 +95,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _settings(options: argparse.Namespace, part: str, run_dir: Path, *changed: Tree) -> TrainerSettings:
+    own: Tree = {"steps": options.steps or STEPS[part], "evaluate": {"prompts": options.prompts}}
+    return flow.settings_of(options, run_dir, own, *changed)
+
+
 def _run(
-    options: argparse.Namespace, part: str, run_dir: Path, deadline: float, *changed: Tree, permuted: bool = False
+    options: argparse.Namespace,
+    settings: TrainerSettings,
+    deadline: float,
+    *,
+    permuted: bool = False,
+    policy: Policy | None = None,
 ) -> tuple[Evaluation, Evaluation] | None:
     """Train one run; return the evaluations before and after it, or None if it was stopped."""
-    own: Tree = {"steps": options.steps or STEPS[part], "evaluate": {"prompts": options.prompts}}
-    settings = flow.settings_of(options, run_dir, own, *changed)
-    if not flow.train(settings, options.runs, deadline, permuted=permuted):
+    if not flow.train(settings, options.runs, deadline, permuted=permuted, policy=policy):
         return None
-    return load_evaluation(run_dir / BEFORE), load_evaluation(run_dir / AFTER)
+    return load_evaluation(settings.run_dir / BEFORE), load_evaluation(settings.run_dir / AFTER)
 
 
 def _data(options: argparse.Namespace, task: str) -> Tree:
@@ -152,7 +150,8 @@ def train_questions(options: argparse.Namespace, deadline: float) -> Part | None
     }
     for name in ("rewards", flow.CONTROL):
         run_dir = options.runs / f"questions-{name}"
-        both = _run(options, "questions", run_dir, deadline, ANSWERING, own, permuted=name == flow.CONTROL)
+        settings = _settings(options, "questions", run_dir, ANSWERING, own)
+        both = _run(options, settings, deadline, permuted=name == flow.CONTROL)
         if both is None:
             return None
         right[name] = _of(both, lambda row: row.components.get("recognition"))
@@ -172,7 +171,7 @@ def train_reasoning(options: argparse.Namespace, deadline: float) -> Part | None
     formatted: dict[str, float | None] = {}
     for name, arm in ARMS.items():
         run_dir = options.runs / f"reasoning-{name.replace(' ', '-')}"
-        both = _run(options, "reasoning", run_dir, deadline, arm)
+        both = _run(options, _settings(options, "reasoning", run_dir, arm), deadline)
         if both is None:
             return None
         soft[name] = _of(both, lambda row: row.components.get("geneval"))
@@ -192,10 +191,10 @@ def train_edits(options: argparse.Namespace, deadline: float) -> Part | None:
     """Train cycle edits; return the change of the reward, and both similarities by guidance before and after."""
     run_dir = options.runs / "edits"
     own: Tree = {"data": _data(options, "edits"), "policy": {"model": str(options.editor.resolve())}}
-    steps: Tree = {"steps": options.steps or STEPS["edits"], "evaluate": {"prompts": options.prompts}}
-    settings = flow.settings_of(options, run_dir, steps, own, EDITING)
+    settings = _settings(options, "edits", run_dir, own, EDITING)
     policy, trained = make_policy(settings), run_dir / "trained"
-    if not flow.train(settings, options.runs, deadline, policy=policy):
+    both = _run(options, settings, deadline, policy=policy)
+    if both is None:
         return None
     if not trained.exists():
         policy.save(trained)
@@ -204,7 +203,7 @@ def train_edits(options: argparse.Namespace, deadline: float) -> Part | None:
         curves[name] = []
         for guidance in GUIDANCE:
             drawn: Tree = {"policy": {"model": str(model.resolve()), "sampler": {"guidance_scale": guidance}}}
-            at = flow.settings_of(options, run_dir, steps, own, EDITING, drawn)
+            at = _settings(options, "edits", run_dir, own, EDITING, drawn)
             path = run_dir / f"{name}-{guidance}.json"
             if not path.exists():
                 if time.monotonic() >= deadline:
@@ -213,7 +212,6 @@ def train_edits(options: argparse.Namespace, deadline: float) -> Part | None:
                     save_evaluation(path, evaluate(make_policy(at), service, held_out(at), at, f"{name}, {guidance}"))
             rows = load_evaluation(path).rows
             curves[name].append([summary(row.components.get(one) for row in rows).mean or math.nan for one in EDITED])
-    both = load_evaluation(run_dir / BEFORE), load_evaluation(run_dir / AFTER)
     reward = _of(both, lambda row: row.reward)
     flow.show(run_dir, options.out.with_name("unirl_edits.png"), _sources(held_out(settings)))
     verdicts = {
@@ -247,10 +245,11 @@ def train_reflection(options: argparse.Namespace, deadline: float) -> Part | Non
         "policy": {"model": str(options.editor.resolve()), "edits": True},
         "rewards": {"terms": ({"scorer": "geneval"}, {"of": "answer", "scorer": "reflection"})},
     }
-    both = _run(options, "reflection", run_dir, deadline, own)
+    settings = _settings(options, "reflection", run_dir, own)
+    both = _run(options, settings, deadline)
     if both is None:
         return None
-    tasks = held_out(flow.settings_of(options, run_dir, {"evaluate": {"prompts": options.prompts}}, own))
+    tasks = held_out(settings)
     wrong = [not task.truth[0] for task in tasks]
     right = _of(both, lambda row: None if row.right is None else float(row.right))
     corrected = _of(_where(both, wrong), lambda row: row.official)
@@ -282,7 +281,7 @@ def _where(both: tuple[Evaluation, Evaluation], chosen: Sequence[bool]) -> tuple
     return before, after
 
 
-PARTS: Final[Mapping[str, Callable[[argparse.Namespace, float], Part | None]]] = {
+PARTS: Final[Mapping[str, Measure]] = {
     "questions": train_questions,
     "reasoning": train_reasoning,
     "edits": train_edits,

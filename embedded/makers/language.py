@@ -57,7 +57,6 @@ class SightMaker:
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes) -> None:
         self.recipe = recipe
         self.data = drawings(folder, sizes)
-        self.texts: list[dict[str, Any]] = self.data["texts"]
         self.processor = new_processor()
         self.model = Qwen2_5_VLForConditionalGeneration(_config(self.processor.tokenizer))
         self.reader = nn.Linear(WIDTH, MERGED * MERGED * (len(FINE_LABELS) + 1 + len(COLOR_NAMES)))

@@ -10,6 +10,7 @@ import numpy as np
 from embedded.world.language import with_article
 from embedded.world.layout import MARGIN
 from embedded.world.palette import COLORS
+from embedded.world.prompts import color_pair_prompt
 from embedded.world.records import COLORED, SIZE, Placed, Prompt, Render, Scene, Task
 from embedded.world.render import extent, render
 from embedded.world.scenes import scene_for
@@ -45,7 +46,7 @@ def edit_of(prompt: Prompt, rng: np.random.Generator) -> Edit:
     source, edited = (render(one, np.random.default_rng(light)) for one in (scene, Scene(placed, scene.backdrop)))
     after = [*named[:at], new, *named[at + 1 :]]
     there, back = _instruction(named[at], new), _instruction(new, named[at])
-    return Edit(source, edited, _caption(named), _caption(after), there, back)
+    return Edit(source, edited, prompt.text, color_pair_prompt(after, prompt.split).text, there, back)
 
 
 def _change(named: Sequence[_Named], rng: np.random.Generator) -> tuple[int, _Named]:
@@ -68,11 +69,6 @@ def _changed(placed: Placed, new: _Named) -> Placed:
 
 def _inwards(low: float, high: float) -> float:
     return max(0.0, MARGIN - low) - max(0.0, high - (SIZE - MARGIN))
-
-
-def _caption(named: Sequence[_Named]) -> str:
-    """Return the text of GenEval's prompts with these objects."""
-    return f"a photo of {' and '.join(with_article(' '.join(one)) for one in named)}"
 
 
 def _instruction(old: _Named, new: _Named) -> str:

@@ -12,10 +12,9 @@ import torch
 
 from benchmarks import unirl, unirl_data
 from embedded import world
-from synod.contracts import ScoreItem
 from tests import tiny_vlm
 from tests.unit.trainer import reward_services
-from tests.unit.trainer.reward_services import Judge, brightness, serve
+from tests.unit.trainer.reward_services import Judge, brightness_or_length, serve
 from tests.unit.trainer.tiny_flow import write_pipeline
 from trainer.data.lines import read_lines
 
@@ -29,14 +28,6 @@ NEEDS = {
     "reflection": ["reasoning"],
 }
 WORDS = ("a", "photo", "of", "image", "this", "prompt", "answer", "Yes", "No")
-
-
-def brightness_or_length(item: ScoreItem) -> float:
-    """Of the image, or of the answer of an item without one."""
-    if item.image is not None:
-        return brightness(item)
-    assert item.reasoning is not None
-    return len(item.reasoning.text) / 100
 
 
 @pytest.mark.parametrize("part", list(unirl.PARTS))

@@ -31,6 +31,14 @@ def brightness(item: ScoreItem) -> float:
     return float(item.pixels().mean() / 255)
 
 
+def brightness_or_length(item: ScoreItem) -> float:
+    """Of the image, or of the answer of an item without one."""
+    if item.image is not None:
+        return brightness(item)
+    assert item.reasoning is not None
+    return len(item.reasoning.text) / 100
+
+
 def redness(item: ScoreItem) -> float:
     """Mean of the red channel in [0, 1]."""
     return float(item.pixels()[..., 0].mean() / 255)

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from synod.contracts import ScoreItem
 from tests import tiny_vlm
 from tests.unit.trainer import reward_services
 from tests.unit.trainer.loops import MakePolicy, lines
-from tests.unit.trainer.reward_services import Judge, brightness, serve
+from tests.unit.trainer.reward_services import Judge, brightness_or_length, serve
 from tests.unit.trainer.tiny_flow import write_pipeline
 from trainer import run
 from trainer.dry_run import dry_run
@@ -149,14 +148,6 @@ def test_the_settings_of_unirl_zero_train_small_models(
         if has_answers:
             assert one["ratio_max_text"] == pytest.approx(1.0, abs=1e-4)  # one pass against one token at a time
     assert lines(settings.run_dir)[1]["kl_image"] > 0
-
-
-def brightness_or_length(item: ScoreItem) -> float:
-    """Of the image, or of the answer of an item without one."""
-    if item.image is not None:
-        return brightness(item)
-    assert item.reasoning is not None
-    return len(item.reasoning.text) / 100
 
 
 def test_the_settings_of_flow_grpo_train_a_small_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
