@@ -28,7 +28,7 @@ def test_mask_grpo_has_its_authors_values() -> None:
     assert settings.policy.model == "showlab/show-o-512x512"
     assert (settings.policy.sampler.denoising_steps, settings.policy.sampler.guidance_scale) == (50, 0.0)
     assert (settings.screen.group_size, settings.screen.threshold) == (6, "none")
-    assert not settings.loss.needs_reference  # no KL term
+    assert not settings.needs_reference  # no KL term
     assert settings.loss.normalise == "group_std"
     optimizer = settings.optimizer
     assert (optimizer.lr, optimizer.warmup_steps, optimizer.schedule) == (3e-6, 1000, "cosine")

@@ -63,13 +63,13 @@ def _object(node: Node, column: str) -> Prompt:
     keys = node.mapping().keys()
     _find(column, list(map(str, keys)), node)
     text = node.need(column, checked)
-    if {"tag", "include"} <= keys:
-        metadata = geneval_of(node)
-        return Prompt(text, metadata.tag, geneval=metadata)
     if "image" in keys and (marks := keys & _OTHER_TASKS.keys()):
         raise node.error(
             f"a line of data.task '{_OTHER_TASKS[min(marks)]}': its image would not be read; give that task"
         )
+    if geneval.is_metadata(node.mapping()):
+        metadata = geneval_of(node)
+        return Prompt(text, metadata.tag, geneval=metadata)
     return Prompt(text, node.get("tag", Node.text) or PLAIN_TAG)
 
 

@@ -350,6 +350,7 @@ def conditions(benchmark: Benchmark, policy: PolicySettings, weights: str, seed:
         "sampler": policy.sampler.model_dump(mode="json"),
         "dtype": policy.dtype,
         "seed": seed,
+        **policy.model_dump(include={"resolution", "max_text_length"}),  # of a flow policy
     }
 
 

@@ -110,7 +110,7 @@ def conditions(settings: TrainerSettings) -> dict[str, Any]:
         | ({} if query is None else {"query": query}),
         "prompts": None if settings.data.heldout is None else file_digest(settings.data.heldout),
         "policy": settings.policy.model_dump(mode="json", exclude={"checkpointing"}),
-        "rewards": settings.rewards.model_dump(mode="json", include={"scorers", "terms", "ensemble"}),
+        "rewards": settings.rewards.model_dump(mode="json", include={"scorers", "terms", "ensemble", "teacher"}),
         "scorers": dict(settings.evaluate.scorers),
     }
 

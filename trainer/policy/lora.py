@@ -64,6 +64,7 @@ class Lora:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Switch the adapters off within the block: the module is its base, bit for bit."""
+        trained = [p for layer in self._layers.values() for p in layer.parameters() if p.requires_grad]
         for layer in self._layers.values():
             layer.enable_adapters(False)
         try:
@@ -71,6 +72,9 @@ class Lora:
         finally:
             for layer in self._layers.values():
                 layer.enable_adapters(True)
+                layer.requires_grad_(False)  # peft has them trained again, frozen ones too
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     def merged(self) -> dict[str, Tensor]:
         """Return a float32 state dict with W + alpha / rank * B A, under the keys from before the injection."""

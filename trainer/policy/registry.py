@@ -124,7 +124,21 @@ def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> 
     if settings.lora is not None:
         edits.check_adapters(policy.transformer, settings.lora.targets, settings.model)
         policy.add_adapters(**settings.lora.model_dump(), seed=seed, base=settings.model)
+        _check_targets(policy, settings)
     return policy
+
+
+def _check_targets(policy: Policy, settings: FlowSettings) -> None:
+    """Raise SettingsError if a model that is to be trained has none of the layers that adapters are on."""
+    assert settings.lora is not None
+    having = {group.kind for group in policy.parameter_groups()}
+    for kind in settings.trained:
+        if not having & {kind, None}:
+            model, example = ("language model", "q_proj") if kind == "text" else ("transformer", "to_q")
+            raise SettingsError(
+                f"policy.lora.targets {list(settings.lora.targets)} match no layer of the {model}, but policy.trains "
+                f"has '{kind}'; add its layers, such as '{example}', or leave '{kind}' out of policy.trains"
+            )
 
 
 def _bridge(settings: FlowSettings) -> Path:

@@ -67,11 +67,6 @@ class LossSettings(Node):
         """Return the loss of one modality."""
         return self.text if kind == "text" else self.image
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether a KL term compares the policy with its reference."""
-        return self.text.beta > 0 or self.image.beta > 0
-
 
 class OptimizerSettings(Node):
     """AdamW. The learning rate rises linearly over `warmup_steps` to `lr`.

@@ -69,6 +69,11 @@ class ShowOSettings(Node):
         return self
 
     @property
+    def learning(self) -> tuple[Literal["text", "image"], ...]:
+        """The modalities whose decisions have a gradient."""
+        return "text", "image"
+
+    @property
     def image_steps(self) -> int:
         """T, the number of sampling steps of an image."""
         return self.sampler.denoising_steps
@@ -168,6 +173,11 @@ class FlowSettings(Node):
     def trained(self) -> tuple[Literal["text", "image"], ...]:
         """The modalities whose model is trained."""
         return self.trains or (("image",) if self.language is None else ("text", "image"))
+
+    @property
+    def learning(self) -> tuple[Literal["text", "image"], ...]:
+        """The modalities whose decisions have a gradient: with the bridge "queries", images train the language too."""
+        return ("text", "image") if self.language is not None and self.language.bridge == "queries" else self.trained
 
     @property
     def image_steps(self) -> int:

@@ -193,7 +193,8 @@ class TrainerSettings(Node):
     @property
     def needs_reference(self) -> bool:
         """Whether a KL term or the scorer `intrinsic` needs the policy's reference."""
-        return self.loss.needs_reference or (self.is_own_teacher and self.rewards.teacher == "reference")
+        has_kl = any(self.loss.of(kind).beta > 0 for kind in self.policy.learning)
+        return has_kl or (self.is_own_teacher and self.rewards.teacher == "reference")
 
     def check_ranks(self, count: int) -> None:
         """Raise SettingsError unless each of `count` ranks has a group to draw, and `ranks.shard` divides them."""

@@ -54,7 +54,7 @@ def test_shipped_settings_train_a_small_policy(
         assert one["grad_norm"] > 0
         assert one["loss_text"] is None  # a prompt is drawn as it is
     kl = {one["kl_image"] for one in records}
-    assert (max(kl) > 0) is settings.loss.needs_reference
+    assert (max(kl) > 0) is settings.needs_reference
     evaluation = settings.run_dir / "evaluation"
     assert (evaluation / "before.json").exists()
     assert (evaluation / "after.json").exists()

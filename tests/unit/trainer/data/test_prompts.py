@@ -79,6 +79,12 @@ def test_geneval_metadata_is_kept(tmp_path: Path) -> None:
     assert read_prompts(path, "prompt") == (Prompt("two dogs", "counting", geneval=metadata), Prompt("a cat", "mine"))
 
 
+def test_questions_of_geneval_2_are_kept(tmp_path: Path) -> None:
+    asked = [["How many dogs are there?", "two"]]
+    (found,) = read_prompts(write(tmp_path, "a.jsonl", [{"prompt": "two dogs", "vqa_list": asked}]), "prompt")
+    assert found == Prompt("two dogs", "geneval2", geneval=GenEvalMetadata("geneval2", (), vqa_list=(tuple(asked[0]),)))
+
+
 def test_repeated_prompts_are_kept_once(tmp_path: Path) -> None:
     said: list[str] = []
     path = write(tmp_path, "a.txt", "a cat\na dog\na cat\n a cat\n")
@@ -119,6 +125,8 @@ def test_repeated_prompts_are_kept_once(tmp_path: Path) -> None:
         ("a.jsonl", [{"prompt": None}], "prompt", "a.jsonl:1.prompt: missing"),
         ("a.jsonl", [{"prompt": 3}], "prompt", "a.jsonl:1.prompt: a number where a string belongs"),
         ("a.jsonl", '{"prompt": "\\ud800"}', "prompt", "a lone surrogate; send valid Unicode"),
+        ("a.jsonl", [{k: v for k, v in TWO.items() if k != "tag"}], "prompt", "a.jsonl:1.tag: missing"),
+        ("a.jsonl", [TWO | {"image": "a.png", "truth": True}], "prompt", "a.jsonl:1: a line of data.task 'reflection'"),
         ("a.jsonl", [TWO | {"include": "dogs"}], "prompt", "a.jsonl:1.include: a string where a list belongs"),
         ("a.jsonl", [TWO | {"include": [{"class": "dog", "count": 0}]}], "prompt", "a.jsonl:1.include[0].count: 0"),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -182,6 +183,34 @@ def test_one_model_may_be_trained_alone(make: Make, kind: Any) -> None:
     part = {"text": joint.LANGUAGE, "image": joint.IMAGE}[kind]
     assert len(names) == len(group.parameters)
     assert all(name.startswith(part) and "lora_" in name for name in names)
+    with adapted.reference():
+        pass
+    assert [name for name, one in adapted.module.named_parameters() if one.requires_grad] == names
+
+
+@pytest.mark.parametrize(
+    ("trains", "targets", "message"),
+    [
+        (
+            None,
+            ["to_q"],
+            r"\['to_q'\] match no layer of the language model, .* has 'text'; add .* such as 'q_proj', or",
+        ),
+        (
+            ["image"],
+            ["gate_proj"],
+            r"\['gate_proj'\] match no layer of the transformer, .* 'to_q', or leave 'image' out",
+        ),
+        (["image"], ["to_q"], None),
+    ],
+)
+def test_adapters_are_on_every_trained_model(
+    pipelines: dict[Family, Path], words: Path, trains: Any, targets: list[str], message: str | None
+) -> None:
+    table = {"family": "flow", "model": str(pipelines["sana"]), "language": {"model": str(words)}, "trains": trains}
+    settings = read_policy({**table, "lora": {"rank": 2, "alpha": 4, "targets": targets}})
+    with nullcontext() if message is None else pytest.raises(SettingsError, match=message):
+        registry.load(settings)
 
 
 @pytest.mark.parametrize("kind", ["text", "image"])

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakeSettings
 from tests.unit.trainer.tiny_flow import FLOW, TEXT, Family
+from trainer.evaluate import command
 from trainer.policy import registry
 from trainer.policy.flow import loading
 from trainer.policy.lora import targeted
@@ -223,6 +225,35 @@ def test_settings_of_a_flow_policy_are_checked(
 ) -> None:
     with pytest.raises(SettingsError, match=message):
         settings_from(TEXT, **{**FLOW, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("policy", "betas", "needed"),
+    [
+        ({}, {"IMAGE": "0"}, False),  # the text's is .01 by default, but nothing samples text
+        ({}, {"TEXT": "0"}, True),
+        ({"POLICY__LANGUAGE__MODEL": "x"}, {"IMAGE": "0"}, True),
+        ({"POLICY__LANGUAGE__MODEL": "x", "POLICY__TRAINS": '["image"]'}, {"IMAGE": "0"}, False),
+        (
+            {"POLICY__LANGUAGE": '{model = "x", bridge = "queries"}', "POLICY__TRAINS": '["text"]'},
+            {"TEXT": "0"},
+            True,  # the images' decisions train the language model
+        ),
+    ],
+)
+def test_only_a_kl_term_of_what_is_trained_needs_a_reference(
+    settings_from: Callable[..., TrainerSettings], policy: dict[str, str], betas: dict[str, str], needed: bool
+) -> None:
+    terms = {f"LOSS__{kind}__BETA": beta for kind, beta in betas.items()}
+    assert settings_from(TEXT, **FLOW, **policy, **terms).needs_reference is needed
+
+
+def test_another_size_or_text_length_is_another_evaluation() -> None:
+    table = {"family": "flow", "model": "x"}
+    settings = [read_policy({**table, **own}) for own in ({}, {"resolution": 512}, {"max_text_length": 8})]
+    benchmark: Any = SimpleNamespace(prompts=())
+    found = [json.dumps(command.conditions(benchmark, one, "weights", 0)) for one in settings]
+    assert len(set(found)) == len(found)
 
 
 def test_show_o_needs_no_family(tiny_settings: MakeSettings) -> None:
