@@ -4,6 +4,7 @@
 |---|---|
 | PNG, JPEG, WebP | recognised by their first bytes, not by the file's name; any other format is BadImage |
 | more than `max_bytes` encoded, or a header of more than `max_pixels` | ImageTooLarge, before a pixel is decoded |
+| a JPEG of more than `synod.jpeg.MAX_SCANS` scans | BadImage, before a pixel is decoded |
 | truncated or corrupt | BadImage (of a JPEG: as far as `synod.jpeg.check_scans` can detect) |
 | CMYK or YCCK JPEG | converted to RGB by (255 - c)(255 - k) / 255, Adobe's inversion assumed; no colour management |
 | alpha, a transparent palette entry, a transparent colour key | composited onto white |
@@ -36,7 +37,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from synod.contracts import ImageInput, ImageRef, Pixels, ScoreItem, is_raw
 from synod.errors import BadImage, ImageTooLarge, InvalidItem, UnknownImage
-from synod.jpeg import QuietJpeg, check_scans
+from synod.jpeg import QuietJpeg, check_scan_count, check_scans
 
 FORMATS: Final = ("PNG", "JPEG", "WebP")
 _RAW_EXIF: Final = "Raw profile type exif"  # ImageMagick's key for EXIF as hexadecimal text in a PNG
@@ -60,6 +61,8 @@ def decode(data: bytes, limits: ImageLimits) -> Pixels:
     try:
         with _open(kind, data, limits) as image:
             _check_size(*image.size, limits)
+            if kind == "JPEG":
+                check_scan_count(data)
             pixels = _rgb(image)
             exif = _exif(image.info)
             if kind == "JPEG":

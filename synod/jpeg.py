@@ -30,7 +30,8 @@ from synod.errors import BadImage
 
 PADDING: Final = bytes([0x55, 0x2A, 0x94, 0x6B, 0xD5, 0x1C, 0xA3, 0x72]) * 8  # no 0xFF, and no code repeats evenly
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_MARKER: Final = re.compile(rb"\xff\xff*[^\x00\xff]")  # 0xFF00 is a stuffed byte; a literal first is found by memchr
+_MARKER: Final = re.compile(rb"\xff[^\x00\xff]")  # 0xFF00 is a stuffed byte; bytes 0xFF may fill the space before it
+MAX_SCANS: Final = 100  # encoders write 20 at most; one of a few bytes costs a pass over the whole image
 
 
 class QuietJpeg(JpegImageFile):
@@ -38,6 +39,23 @@ class QuietJpeg(JpegImageFile):
 
     def _read_dpi_from_exif(self) -> None:
         """Do nothing."""
+
+
+def check_scan_count(data: bytes) -> None:
+    """Raise BadImage for a JPEG of more than MAX_SCANS scans, without decoding it."""
+    if data.count(b"\xff\xda") <= MAX_SCANS:  # metadata may have these bytes, too
+        return
+    at, scans = 2, 0
+    while found := _MARKER.search(data, at):
+        at, marker = found.end(), data[found.end() - 1]
+        if marker == 0xD9 or at + 2 > len(data):
+            break
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:
+            continue
+        scans += marker == 0xDA
+        at += int.from_bytes(data[at : at + 2], "big")
+    if scans > MAX_SCANS:
+        raise BadImage(f"a JPEG of {scans} scans, the limit is {MAX_SCANS}; encode it again")
 
 
 def check_scans(data: bytes, decoded: Image.Image | None = None) -> None:
@@ -72,7 +90,7 @@ def check_scans(data: bytes, decoded: Image.Image | None = None) -> None:
         if len(header) >= 6 and header[-1] & 15 == 0:
             exact.update((header[1 + 2 * i], k) for i in range(header[0]) for k in range(header[-3], header[-2] + 1))
         while found := _MARKER.search(data, at):
-            ends.append(found.start())
+            ends.append(at + len(data[at : found.start()].rstrip(b"\xff")))
             at, number = found.end(), data[found.end() - 1]
             if not 0xD0 <= number <= 0xD7:
                 if number not in (0x01, 0xC4, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE) and not 0xE0 <= number <= 0xEF:

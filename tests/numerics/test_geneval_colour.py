@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import open_clip as library
+import pytest
 import torch
 from PIL import Image
 
@@ -14,6 +16,7 @@ from services.models import open_clip
 from services.models.types import Detection, box_of, within
 from services.scorers.geneval.colour import ColorClassifier, cutout
 from services.scorers.geneval.rules import COLORS
+from synod.errors import NonFinite
 
 ImageFactory = Callable[..., list[Any]]
 
@@ -65,3 +68,16 @@ def test_cutout_paints_everything_outside_the_mask_grey(make_images: ImageFactor
     ours = cutout(image, Detection.of("cat", 0.9, box, within(mask, box)))
     assert np.array_equal(ours, np.asarray(expected))
     assert ours[2, 2].tolist() == [0x99] * 3
+
+
+@pytest.mark.parametrize("broken", ["image_features", "text_features"])
+def test_features_that_are_not_finite_are_no_colour(broken: str) -> None:
+    clip = SimpleNamespace(
+        image_features=lambda crops: np.ones((len(crops), 4), np.float32),
+        text_features=lambda texts: np.ones((len(texts), 4), np.float32),
+    )
+    classifier: Any = ColorClassifier(clip)  # type: ignore[arg-type]
+    assert classifier.classify([np.zeros((8, 8, 3), np.uint8)], ["cat"]) == ["red"]
+    setattr(clip, broken, lambda given: np.full((len(given), 4), np.nan, np.float32))
+    with pytest.raises(NonFinite, match="the colour model's features are not finite; serve it with dtype = 'float32'"):
+        ColorClassifier(clip).classify([np.zeros((8, 8, 3), np.uint8)], ["cat"])  # type: ignore[arg-type]

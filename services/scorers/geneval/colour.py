@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from services.models.types import Clip, Detection, within
 from services.scorers.geneval.rules import COLORS
 from synod.contracts import Pixels
+from synod.errors import NonFinite
 
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 _GREY = 0x99
@@ -23,12 +24,19 @@ class ColorClassifier:
         self._directions: dict[str, NDArray[np.float32]] = {}
 
     def classify(self, crops: Iterable[Pixels], class_names: Sequence[str]) -> list[str]:
-        """Return one of the ten colours for each crop of an object of the class; all crops in one forward."""
+        """Return one of the ten colours for each crop of an object of the class; all crops in one forward.
+
+        Raises NonFinite: the largest of numbers with NaN among them would be the first colour.
+        """
         if not class_names:
             return []
         rows = self._clip.image_features(crops)
-        logits = (self._direction(name) @ row for name, row in zip(class_names, rows, strict=True))
-        return [COLORS[int(logit.argmax())] for logit in logits]
+        logits = np.stack([self._direction(name) @ row for name, row in zip(class_names, rows, strict=True)])
+        if not np.isfinite(logits).all():
+            raise NonFinite(
+                "the colour model's features are not finite; serve it with dtype = 'float32', or check its weights"
+            )
+        return [COLORS[i] for i in logits.argmax(axis=1)]
 
     def _direction(self, name: str) -> NDArray[np.float32]:
         if name not in self._directions:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from synod.errors import BadImage
 from synod.images import ImageLimits, decode, pixels_of
-from synod.jpeg import PADDING, _padded, check_scans
+from synod.jpeg import MAX_SCANS, PADDING, _padded, check_scan_count, check_scans
 
 LIMITS = ImageLimits(2**24, 2**24)
 COUNT = 1000 if os.environ.get("SYNOD_FULL") else 30
@@ -209,3 +209,26 @@ def test_padding_is_bounded_where_markers_are_dense() -> None:
     data = b"\xff\xd0" * 10_000
     assert len(_padded(data, list(range(0, len(data), 2)))) <= 5 * len(data)
     assert len(_padded(bytes(5000), [4998])) == 5000 + len(PADDING)
+
+
+def test_a_run_of_fill_bytes_costs_no_more_than_its_length() -> None:
+    """A search that begins anew at each of them would take hours."""
+    data = jpeg(photograph(128, 128, 40), quality=95)
+    stuffed = data.rindex(b"\xff\x00")
+    assert decode(data[:stuffed] + b"\xff" * 2**20 + data[stuffed:], LIMITS).shape == (128, 128, 3)
+
+
+def test_scans_are_counted_before_a_pixel_is_decoded() -> None:
+    data = jpeg(photograph(64, 64), progressive=True)
+    last = data.rindex(b"\xff\xda")
+    scans = data.count(b"\xff\xda")
+
+    def repeated(total: int) -> bytes:
+        return data[:-2] + data[last:-2] * (total - scans) + data[-2:]
+
+    check_scan_count(repeated(MAX_SCANS))
+    with pytest.raises(BadImage, match=rf"a JPEG of {MAX_SCANS + 1} scans, the limit is {MAX_SCANS}; encode it again"):
+        decode(repeated(MAX_SCANS + 1), LIMITS)
+    decode(repeated(scans) + data[last:-2] * MAX_SCANS, LIMITS)  # after its end
+    comment = b"\xff\xda" * 2 * MAX_SCANS
+    decode(data[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + data[2:], LIMITS)
