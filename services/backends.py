@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
 
-import numpy as np
-
 from services.batching import Batcher
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from synod.contracts import ImageInput, Outcome, ScoreItem
+from synod.images import pixel_count
 
 __all__ = ["LocalBackend", "Readiness", "ScorerBackend", "ScorerSpec", "Staged", "batch_cost", "batch_images"]
 
@@ -81,7 +80,8 @@ class ScorerBackend(Protocol):
 def batch_cost(spec: ScorerSpec, item: ScoreItem) -> int:
     """Return the cost of one item in images: its image, and its references if the scorer needs them.
 
-    If the scorer's cost depends on pixels (`spec.sized`), a decoded image counts once per started PIXELS_PER_IMAGE.
+    If the scorer's cost depends on pixels (`spec.sized`), an image counts once per started PIXELS_PER_IMAGE; the size
+    of one that is not decoded yet is in its header.
     """
     return batch_images(spec, (item,))
 
@@ -98,7 +98,7 @@ def batch_images(spec: ScorerSpec, items: Sequence[ScoreItem]) -> int:
 
 
 def _units(image: ImageInput | None) -> int:
-    return -(-image.shape[0] * image.shape[1] // PIXELS_PER_IMAGE) if isinstance(image, np.ndarray) else 1
+    return 1 if image is None else max(1, -(-pixel_count(image) // PIXELS_PER_IMAGE))
 
 
 class LocalBackend:

@@ -86,12 +86,12 @@ class Fanout:
             tracing.current().set(known=sum(map(len, cached.values())))
             costs = {name: self._cost(name, indexes) for name, indexes in self._claims.owned.items()}
             self._tickets = self._context.admission.reserve(costs, self._priority)
-            for name, outcomes in cached.items():
-                yield name, self._claims.with_duplicates(name, outcomes)
             failed = await self._decode()
-            for name, outcomes in failed.items():
-                yield name, self._claims.with_duplicates(name, outcomes)
             tasks = {asyncio.create_task(self._score(name)): name for name in self._claims.unfinished_scorers()}
+            # all work has begun: a caller that reads slowly delays neither its deadline nor those who wait for it
+            for found in (cached, failed):
+                for name, outcomes in found.items():
+                    yield name, self._claims.with_duplicates(name, outcomes)
             pending = set(tasks)
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)

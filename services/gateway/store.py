@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from synod.digest import digest_of
 from synod.errors import PayloadTooLarge
 
 ENTRY_BYTES: Final = 256  # the overhead of an image
+VALUES_PER_SCORE: Final = 64  # of a detail: those of a usual score, about 4 KiB in memory
 MIN_LEASES: Final = 1024
 
 
@@ -78,7 +79,7 @@ class _Lease:
 
 class MemoryStore:
     """A store in this process, for one event loop. Beyond `max_bytes` of images and `max_scores` scores, it drops the
-    least recently used."""
+    least recently used. A score counts once per started VALUES_PER_SCORE of its detail, so that memory is bounded."""
 
     def __init__(self, max_bytes: int, max_scores: int) -> None:
         self._max_bytes = max_bytes
@@ -87,7 +88,7 @@ class MemoryStore:
         self._images: OrderedDict[str, ImageData] = OrderedDict()
         self._scores: OrderedDict[ScoreKey, Score] = OrderedDict()
         self._leases: dict[ScoreKey, _Lease] = {}
-        self.bytes = 0
+        self.bytes = self._counted = 0
 
     async def put(self, images: Sequence[ImageData]) -> list[str]:
         size = sum(map(_size, images))
@@ -113,12 +114,13 @@ class MemoryStore:
     async def settle(self, outcomes: Mapping[ScoreKey, Outcome | None]) -> None:
         for key, outcome in outcomes.items():
             if isinstance(outcome, Score):
+                self._drop(key)
                 self._scores[key] = outcome
-                self._scores.move_to_end(key)
+                self._counted += _count(outcome)
             if (lease := self._leases.pop(key, None)) is not None:
                 lease.outcome.set_result(_for_waiting(outcome))
-        while len(self._scores) > self._max_scores:
-            self._scores.popitem(last=False)
+        while self._counted > self._max_scores:
+            self._drop(next(iter(self._scores)))
 
     async def wait(self, keys: Sequence[ScoreKey], timeout_s: float) -> list[Outcome | None]:
         now_s = asyncio.get_running_loop().time()
@@ -144,6 +146,10 @@ class MemoryStore:
         self._leases[key] = _Lease(loop.time() + lease_s, held.outcome if held else loop.create_future())
         return Claim.OWNED
 
+    def _drop(self, key: ScoreKey) -> None:
+        if (gone := self._scores.pop(key, None)) is not None:
+            self._counted -= _count(gone)
+
     def _keep(self, digest: str, image: ImageData) -> None:
         if digest in self._images:
             self._images.move_to_end(digest)
@@ -153,6 +159,17 @@ class MemoryStore:
         while self.bytes > self._max_bytes:
             _, gone = self._images.popitem(last=False)
             self.bytes -= _size(gone)
+
+
+def _count(score: Score) -> int:
+    return max(1, -(-_values(score.detail) // VALUES_PER_SCORE))
+
+
+def _values(detail: Any) -> int:
+    """Return how many strings and numbers a detail has, keys included."""
+    if isinstance(detail, Mapping):
+        return len(detail) + sum(map(_values, detail.values()))
+    return sum(map(_values, detail)) if isinstance(detail, list | tuple) else 1
 
 
 def _size(image: ImageData) -> int:

@@ -13,6 +13,7 @@ from services.backends import LocalBackend, batch_cost, batch_images
 from services.scorers.base import Need, ScorerSpec
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import Unavailable
+from synod.images import encode_png
 
 
 class Number:
@@ -70,7 +71,8 @@ async def test_images_count_by_pixels_for_sized_scorers() -> None:
     counts = {(64, 64): 1, (1024, 1024): 1, (1024, 1025): 2, (4096, 4096): 16, (1, 65_000): 1}
     assert {size: batch_cost(sized, ScoreItem(image=blank(*size))) for size in counts} == counts
     assert batch_cost(Number("a").spec, ScoreItem(image=blank(4096, 4096))) == 1
-    assert batch_cost(sized, ScoreItem(image=b"encoded")) == batch_cost(sized, ScoreItem()) == 1
+    assert {size: batch_cost(sized, ScoreItem(image=encode_png(blank(*size)))) for size in counts} == counts
+    assert batch_cost(sized, ScoreItem(image=b"no image")) == batch_cost(sized, ScoreItem()) == 1
     both = replace(sized, needs=("image", "references"))
     assert batch_cost(both, ScoreItem(image=blank(8, 8), references=(blank(2048, 1024), blank(8, 8)))) == 4
 

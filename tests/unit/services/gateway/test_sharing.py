@@ -410,6 +410,15 @@ async def test_stream_sends_cached_scores_first(service: RewardService) -> None:
     assert [part async for part in parts] == [ScoredItem("r", 0, "a", Score(2.0)), Rewards("r", (None, None))]
 
 
+async def test_a_reader_that_pauses_delays_no_work(service: RewardService) -> None:
+    await service.values(item(1))
+    parts = service.gateway.stream(ScoreRequest((item(1),), ("a", "b"), request_id="r"))
+    assert await anext(parts) == ScoredItem("r", 0, "a", Score(1.0))
+    await until(lambda: service.backend.called == ["a", "b"] and not service.store.open_claims)  # and reads no further
+    assert await anext(parts) == ScoredItem("r", 0, "b", Score(1.0))
+    assert await anext(parts) == Rewards("r", (None,))
+
+
 def counted(name: str, **labels: str) -> float:
     return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
 

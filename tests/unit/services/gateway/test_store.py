@@ -101,6 +101,18 @@ async def test_oversized_upload_is_refused_and_drops_no_image() -> None:
     assert await subject.get(digests) == [image(0)]
 
 
+async def test_a_long_detail_counts_as_several_scores() -> None:
+    subject = store(scores=4)
+    long = Score(0.5, {"objects": [{"box": [0.0] * 9, "class": "cat"}] * 10})  # 1 + 10 * (2 + 9 + 1) values: twice 64
+    await subject.settle({A: Score(0.1), B: Score(0.2)})
+    await subject.settle({C: long})
+    assert await subject.claim([A, B, C], 10) == [Score(0.1), Score(0.2), long]
+    await subject.settle({B: Score(0.3)})  # in place of the former one: still 4
+    assert await subject.claim([A, B, C], 10) == [Score(0.1), Score(0.3), long]
+    await subject.settle({A: long})
+    assert await subject.claim([B, C, A], 10) == [Claim.OWNED, long, long]
+
+
 async def test_score_is_computed_once() -> None:
     subject = store()
     assert await subject.claim([A, A, B], 10) == [Claim.OWNED, Claim.IN_FLIGHT, Claim.OWNED]
