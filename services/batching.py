@@ -96,6 +96,7 @@ class Batcher:
         self._thread, self._owns_thread = thread or BatchThread(), thread is None
         self._worker: asyncio.Task[None] | None = None
         self._closed = False
+        self.batches = 0  # how many have begun to run
 
     @property
     def held_images(self) -> int:
@@ -195,6 +196,7 @@ class Batcher:
 
     def _run_batch(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         """Return the outcomes of a batch. The error boundary of the thread."""
+        self.batches += 1
         try:
             return isolate(self._run, items, self._limit, self._cost)
         except BaseException as error:  # a library's SystemExit must not end the thread and leave callers waiting

@@ -65,6 +65,7 @@ class GoldenProbe:
         self._started_s = 0.0
         self._reached = False  # whether the probe has reached the device
         self._passed_over = 0  # batches that started after the probe and did not contain it
+        self._counted = 0  # the number of the last of them
         self._runs: str | None = None  # "probe" when it runs alone, "batch" for any other, None when nothing runs
         self._changed_s = now_s()  # when `_runs` changed
 
@@ -82,8 +83,11 @@ class GoldenProbe:
         return [item for item in items if id(item) not in self._own_items]
 
     @contextmanager
-    def running(self, items: Sequence[ScoreItem]) -> Iterator[None]:
-        """Record that a batch of `items` runs while the context is open."""
+    def running(self, items: Sequence[ScoreItem], batch: int) -> Iterator[None]:
+        """Record that `items` run while the context is open: a batch, or a part of it while a bad item is looked for.
+
+        `batch` is the number of that batch (`Batcher.batches`).
+        """
         users = self.users(items)
         waits = self._probe is not None and not self._reached
         self._reached = self._reached or len(users) < len(items)
@@ -92,7 +96,8 @@ class GoldenProbe:
             yield
         finally:
             self._set(None)
-            self._passed_over += waits and not self._reached
+            if waits and not self._reached and batch != self._counted:
+                self._passed_over, self._counted = self._passed_over + 1, batch
 
     def _set(self, runs: str | None) -> None:
         self._runs, self._changed_s = runs, self._now_s()

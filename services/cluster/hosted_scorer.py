@@ -93,7 +93,11 @@ class HostedScorer:
 
     def _run(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         users = self._golden_probe.users(items)
-        with self._golden_probe.running(items), self._measured(users), self._call_spans.running(users):
+        with (
+            self._golden_probe.running(items, self._batcher.batches),
+            self._measured(users),
+            self._call_spans.running(users),
+        ):
             outcomes = run_batch(self._scorer, items)
         return [replace(one, origin=self._origin) if isinstance(one, Score) else one for one in outcomes]
 

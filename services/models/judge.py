@@ -2,8 +2,8 @@
 
 A verdict is JSON by a schema. A verdict that cannot be read is asked for once more, with the fault, and then fails. A
 question is asked again after 429, 408, 5xx, a lost connection or a timeout, with jittered pauses on top of Retry-After,
-within three times `limits.timeout_s`. `TokenBudget` and `RequestPacer` say when a request may start. Threads may share
-a Judge.
+within three times `limits.timeout_s`; one that its batch leaves no time for fails as late. `TokenBudget` and
+`RequestPacer` say when a request may start. Threads may share a Judge.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from synod.retry import RetryPolicy
 from synod.secret import from_environment, from_file
 
 MAX_ANSWER_BYTES: Final = 2**20
+LONGEST_S: Final = 540.0  # of a batch: a replica that runs one for 600 s counts as stuck and is replaced
 _RETRY: Final = RetryPolicy(max_retries=8, base_s=0.5, max_s=20.0)
 
 
@@ -63,24 +64,24 @@ class Judge:
 
     def ask_all(self, questions: Sequence[Question]) -> list[Verdict | SynodError]:
         """Return a verdict or an error for each question, in order; at most `concurrency` requests at a time."""
-        return list(self._threads.map(self._settle, questions))
+        return list(self._threads.map(functools.partial(self._settle, self._batch_ends_s()), questions))
 
     def complete_all(self, completions: Sequence[Completion]) -> list[Reply | SynodError]:
         """Return a reply or an error for each completion, in order; at most `concurrency` requests at a time."""
-        return list(self._threads.map(self._settle_completion, completions))
+        return list(self._threads.map(functools.partial(self._settle_completion, self._batch_ends_s()), completions))
 
-    def complete(self, completion: Completion) -> Reply:
+    def complete(self, completion: Completion, batch_ends_s: float = math.inf) -> Reply:
         """Ask for a completion. Raises JudgeBudget, ScorerFailed, Unavailable and its children.
 
         ScorerFailed is also raised if first tokens were requested and not reported.
         """
-        choice, used = self._send(completion.body(), self._clock() + self._endpoint.limits.verdict_timeout_s)
+        choice, used = self._send(completion.body(), self._ends_s(batch_ends_s))
         first = () if completion.top_logprobs is None else _first_tokens(choice)
         return Reply(_text(choice), first, used)
 
-    def ask(self, question: Question) -> Verdict:
+    def ask(self, question: Question, batch_ends_s: float = math.inf) -> Verdict:
         """Ask for a verdict. Raises JudgeBudget, ScorerFailed, Unavailable and its children."""
-        ends_s = self._clock() + self._endpoint.limits.verdict_timeout_s
+        ends_s = self._ends_s(batch_ends_s)
         messages = [{"role": "user", "content": _content(question)}]
         text, used = self._complete(messages, question.form, ends_s)
         try:
@@ -94,17 +95,31 @@ class Judge:
         except (InvalidRequest, ValueError, RecursionError) as fault:
             raise ScorerFailed(f"the judge's verdict cannot be read, nor could its repair: {fault}") from None
 
-    def _settle(self, question: Question) -> Verdict | SynodError:
+    def _settle(self, batch_ends_s: float, question: Question) -> Verdict | SynodError:
         try:
-            return self.ask(question)
+            return self.ask(question, batch_ends_s)
         except SynodError as error:
             return error
 
-    def _settle_completion(self, completion: Completion) -> Reply | SynodError:
+    def _settle_completion(self, batch_ends_s: float, completion: Completion) -> Reply | SynodError:
         try:
-            return self.complete(completion)
+            return self.complete(completion, batch_ends_s)
         except SynodError as error:
             return error
+
+    def _batch_ends_s(self) -> float:
+        """Return until when questions of a batch may start: the last request may take `limits.timeout_s` more."""
+        return self._clock() + max(LONGEST_S - self._endpoint.limits.timeout_s, 0.0)
+
+    def _ends_s(self, batch_ends_s: float) -> float:
+        """Return until when a question may be repeated. Raises DeadlineExceeded if its batch has no time left."""
+        now_s = self._clock()
+        if now_s > batch_ends_s:
+            raise DeadlineExceeded(
+                f"the judge took {LONGEST_S:.0f} s for a part of a batch; raise limits.concurrency, or lower the "
+                "scorer's serving.max_batch_images"
+            )
+        return min(now_s + self._endpoint.limits.verdict_timeout_s, batch_ends_s)
 
     def _complete(self, messages: Sequence[Mapping[str, Any]], form: Form, ends_s: float) -> tuple[str, int]:
         """Return the answer's text and its tokens."""

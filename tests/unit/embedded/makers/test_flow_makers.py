@@ -138,6 +138,9 @@ def test_arrangement_names_things_and_places() -> None:
     assert world.arrangement(rendered) == "a red dog at the bottom left"
     person = replace(thing, class_name="person", color=None, box=(24.0, 24.0, 40.0, 40.0))
     assert world.arrangement(replace(rendered, instances=(person, thing))).startswith("a person in the middle, ")
+    mixed = "a red dog at the bottom left, a person in the middle, a cup at the top, a tan cup at the left"
+    ordered = "a cup at the top, a tan cup at the left, a person in the middle, a red dog at the bottom left"
+    assert world.in_reading_order(mixed) == ordered
 
 
 def test_drawings_are_described_by_all_labels(toys: Path) -> None:

@@ -100,7 +100,7 @@ def test_loss_is_the_policys_log_probability(toys: Path, maker: language.Languag
 
 
 def test_batched_answers_do_not_see_each_other(maker: language.LanguageMaker) -> None:
-    """The loss of rows of different lengths, with and without images, is the mean of each alone."""
+    """The loss of rows of different lengths, with and without images, is the mean over the tokens of each alone."""
     talks: list[language.Talk] = [
         (3, "is there a dog?", "no."),
         (None, "a photo of a cat", "<answer>a cat at the left</answer>"),
@@ -108,7 +108,16 @@ def test_batched_answers_do_not_see_each_other(maker: language.LanguageMaker) ->
     ]
     with torch.no_grad():
         alone = [float(maker.loss_of([talk])) for talk in talks]
-        assert float(maker.loss_of(talks)) == pytest.approx(sum(alone) / 3, abs=1e-4)
+        lengths = [len(maker.processor.tokenizer(answer + language.END).input_ids) for _, _, answer in talks]
+        assert float(maker.loss_of(talks)) == pytest.approx(np.average(alone, weights=lengths), abs=1e-4)
+
+
+def test_an_image_is_listed_from_its_top_left(maker: language.LanguageMaker) -> None:
+    row, question, answer = maker.locate(np.random.default_rng(0))
+    assert row is not None
+    assert sorted(answer.split(", ")) == sorted(maker.texts[row]["words"].split(", "))
+    ids = maker.processor.tokenizer([question, answer]).input_ids
+    assert maker.processor.tokenizer.unk_token_id not in (*ids[0], *ids[1])
 
 
 def test_refined_prompts_are_in_the_format_of_replies(maker: language.LanguageMaker) -> None:

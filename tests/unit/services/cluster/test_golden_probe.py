@@ -70,7 +70,7 @@ class Subject:
         return await self.batcher.score(items, first=True)
 
     def run(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        with self.golden_probe.running(items):
+        with self.golden_probe.running(items, self.batcher.batches):
             return run_batch(self.scorer, items)
 
     def check(self) -> None:
@@ -211,10 +211,21 @@ async def test_a_multi_batch_probe_does_not_count_itself(subject: Subject) -> No
     await subject.pulse(60)
     first, second = subject.probed[0]
     for one in (first, second):
-        with subject.golden_probe.running([one]):
+        with subject.golden_probe.running([one], 1):
             pass
-    with subject.golden_probe.running([first, ScoreItem(prompt="0.125")]):
+    with subject.golden_probe.running([first, ScoreItem(prompt="0.125")], 2):
         await subject.pulse(200)
+
+
+async def test_the_parts_of_one_batch_count_once(subject: Subject) -> None:
+    """A bad item is looked for by halves, and each may take long; but no other batch has passed the probe over."""
+    subject.lost = True
+    await subject.pulse(60)
+    for number in (1, 1, 1, 1, 1, 2):
+        with subject.golden_probe.running([ScoreItem(prompt="0.125")], number):
+            await subject.pulse(subject.now_s + 8)
+    with pytest.raises(RuntimeError, match="has not reached its golden items for 48 s, though 2 batches ended"):
+        subject.check()
 
 
 async def test_a_full_queue_accepts_the_probe(subject: Subject) -> None:

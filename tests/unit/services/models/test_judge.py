@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 from starlette.responses import JSONResponse, Response
 
-from services.models.judge import MAX_ANSWER_BYTES, Judge, load
+from services.cluster.golden_probe import ProbeTimeouts
+from services.models.judge import LONGEST_S, MAX_ANSWER_BYTES, Judge, load
 from services.models.rate_limit import RequestPacer, TokenBudget
 from services.models.settings import JudgeLimits
 from services.models.types import Graded, Question, TrueFalse, Verdict
@@ -218,6 +220,18 @@ def test_a_spent_budget_asks_no_more(server: JudgeServer) -> None:
     assert isinstance(found[3], JudgeBudget)
     assert "300 of limits.max_tokens = 250" in found[3].message
     assert not found[3].retryable
+
+
+def test_a_slow_judge_ends_its_batch_before_the_replica_counts_as_stuck(server: JudgeServer) -> None:
+    times = itertools.count(0.0, 10.0)  # each look at the clock takes ten seconds
+    endpoint = JudgeSettings(kind="judge", url=server.url, model="m", limits=JudgeLimits(concurrency=1))
+    found = Judge(endpoint, KEY, clock=lambda: next(times), sleep=Pauses()).ask_all([question()] * 60)
+    answered = [isinstance(one, Verdict) for one in found]
+    assert answered == sorted(answered, reverse=True)
+    assert 1 < len(server.asked) == sum(answered) < 30
+    assert isinstance(found[-1], DeadlineExceeded)
+    assert "the judge took 540 s for a part of a batch; raise limits.concurrency" in found[-1].message
+    assert ProbeTimeouts().batch_s > LONGEST_S
 
 
 def test_repairs_and_timeouts_count_toward_the_budget(server: JudgeServer) -> None:
