@@ -212,7 +212,7 @@ def test_padding_is_bounded_where_markers_are_dense() -> None:
 
 
 def test_a_run_of_fill_bytes_costs_no_more_than_its_length() -> None:
-    """A search that begins anew at each of them would take hours."""
+    """A search that starts over at each of them would take hours."""
     data = jpeg(photograph(128, 128, 40), quality=95)
     stuffed = data.rindex(b"\xff\x00")
     assert decode(data[:stuffed] + b"\xff" * 2**20 + data[stuffed:], LIMITS).shape == (128, 128, 3)
