@@ -41,7 +41,8 @@ def _add(audit: Audit, group: ScoredGroup, settings: TrainerSettings) -> Audit:
         if reward.value is not None and (score := previews.scores[i]) is not None
     ]
     added = audit.add(previews.scores, kept, observed, population=settings.loss.baseline == "population")
-    plain = group_work(None, len(kept), settings.policy.image_steps, has_answers=previews.task.query is not None)
+    has_answers, draws = previews.task.query is not None, len(previews.task.draws)
+    plain = group_work(None, len(kept), settings.policy.image_steps, has_answers=has_answers, draws=draws)
     return replace(added, work=added.work + work_of(group, settings), plain=added.plain + plain)
 
 

@@ -40,8 +40,10 @@ def update_screens(
 
 def screen_gains(screens: AutoScreens, costs: Costs, settings: TrainerSettings) -> Gains:
     """Return the gains of every pathway by these costs."""
-    size = settings.screen.group_size
-    return {pathway: one.gains(costs, size, has_answers=pathway != "none") for pathway, one in screens.items()}
+    size, draws = settings.screen.group_size, sum(result != "answer" for result in settings.data.results)
+    return {
+        pathway: one.gains(costs, size, has_answers=pathway != "none", draws=draws) for pathway, one in screens.items()
+    }
 
 
 def auto_record(screens: AutoScreens, gains: Gains) -> dict[str, Any]:

@@ -129,14 +129,15 @@ class AutoScreen:
         """Whether enough groups were measured for signals and gains."""
         return self.measured >= EVIDENCE
 
-    def gains(self, costs: Costs, group_size: int, *, has_answers: bool) -> dict[int | None, Estimate]:
+    def gains(self, costs: Costs, group_size: int, *, has_answers: bool, draws: int = 1) -> dict[int | None, Estimate]:
         """Return the gain of the screen at each step, and of none; empty without evidence, or costs of all work.
 
         Errors are those of the signals: costs count as exact.
         """
 
         def seconds(step: int | None) -> float | None:
-            return costs.of(group_work(step, group_size, max(self.foresights), has_answers=has_answers))
+            work = group_work(step, group_size, max(self.foresights), has_answers=has_answers, draws=draws)
+            return costs.of(work)
 
         if not self.has_evidence or (plain := seconds(None)) is None:
             return {}
@@ -161,10 +162,11 @@ class AutoScreen:
         return AutoScreen(best, self.measured, self.foresights)
 
 
-def group_work(step: int | None, group_size: int, last: int, *, has_answers: bool) -> Work:
+def group_work(step: int | None, group_size: int, last: int, *, has_answers: bool, draws: int = 1) -> Work:
     """Return the work of a group that is screened at a step; None: of a plain group.
 
-    `last` is the number of denoising steps of an image.
+    `last` is the number of denoising steps of an image, `draws` that of the images of a rollout, of which the first is
+    screened.
     """
     drawn = group_size if step is None else DRAWN * group_size
     finished = drawn if step is None or step == last else group_size
@@ -172,8 +174,8 @@ def group_work(step: int | None, group_size: int, last: int, *, has_answers: boo
     until = last if step is None else step
     return Work(
         answers=drawn * has_answers,
-        steps=drawn * until + finished * (last - until),
-        images=finished + (previews if until else 0),
+        steps=drawn * until + finished * (draws * last - until),
+        images=draws * finished + (previews if until else 0),
         scores=previews,
         rewards=finished,
         rollouts=group_size,

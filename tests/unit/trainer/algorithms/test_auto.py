@@ -41,6 +41,10 @@ def test_the_work_of_a_group_by_hand() -> None:
     assert group_work(0, G, T, has_answers=True) == Work(18, 90, 9, 18, 9, 9)
     assert group_work(2, G, T, has_answers=False) == Work(0, 18 * 2 + 9 * 8, 18 + 9, 18, 9, 9)
     assert group_work(T, G, T, has_answers=True) == Work(18, 180, 18, 0, 18, 9)
+    # an edit and its way back: the second image of finished rollouts is drawn whole
+    assert group_work(None, G, T, has_answers=False, draws=2) == Work(0, 180, 18, 0, 9, 9)
+    assert group_work(2, G, T, has_answers=False, draws=2) == Work(0, 18 * 2 + 9 * 18, 18 + 18, 18, 9, 9)
+    assert group_work(T, G, T, has_answers=False, draws=2) == Work(0, 360, 36, 0, 18, 9)
 
 
 def test_a_good_surrogate_with_cheap_previews_is_chosen() -> None:
