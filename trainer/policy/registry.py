@@ -101,8 +101,9 @@ def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> 
 
     chosen, kind = settings.sampler, cast(Callable[..., FlowPolicy], FlowPolicy)
     if settings.language is not None:
-        linked = connector.load(_bridge(settings)) if settings.language.bridge == "queries" else None
-        words = language.load(settings.language.model, settings.language.max_new_tokens)
+        own = settings.language
+        linked = connector.load(_bridge(settings)) if own.bridge == "queries" else None
+        words = language.load(own.model, own.max_new_tokens, checkpointing=settings.checkpointing)
         kind = partial(JointPolicy, *words, settings.trained, linked)
     policy = flow.load(
         settings.model,

@@ -7,7 +7,8 @@ Suffixes: B answers, S their tokens, V the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ class Language:
             if values.shape == read:  # an entry for each token; others mark image tokens, and 0 is text
                 rows = torch.cat((rows, tails.get(name, torch.zeros_like(ids)).to(rows)), 1)
             inputs[name] = rows
-        logits: Tensor = model(**inputs, logits_to_keep=ids.shape[1] + 1, use_cache=False).logits
+        with _recomputing(model):
+            logits: Tensor = model(**inputs, logits_to_keep=ids.shape[1] + 1, use_cache=False).logits
         return logits[:, :-1]
 
     def logp(self, logits: Tensor) -> Tensor:
@@ -154,9 +156,26 @@ class _Drawing:
         return torch.full_like(scores, -torch.inf).scatter(1, drawn[:, None], 0.0)
 
 
-def load(source: str | Path, max_new_tokens: int) -> tuple[nn.Module, Language]:
+@contextmanager
+def _recomputing(model: Any) -> Iterator[None]:
+    """Let the layers of a model with checkpointing compute their activations twice in a pass that has a gradient.
+
+    transformers has them do so while they train. The modules inside a layer stay as they are: without dropout.
+    """
+    layers = [one for one in model.modules() if getattr(one, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.training = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
+def load(source: str | Path, max_new_tokens: int, *, checkpointing: bool = False) -> tuple[nn.Module, Language]:
     """Read a vision-language model, with float32 weights, and its processor.
 
+    With `checkpointing`, the activations of each layer are computed twice rather than kept for the backward pass.
     Raises SettingsError for files that are missing, cannot be read or have no chat template.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -180,5 +199,7 @@ def load(source: str | Path, max_new_tokens: int) -> tuple[nn.Module, Language]:
     from transformers import GenerationConfig
 
     language = Language(processor, model.config, model.generation_config, max_new_tokens)
+    if checkpointing:
+        model.activation_checkpointing_enable()
     model.generation_config = GenerationConfig()  # its own may change what is sampled, as a repetition penalty does
     return model.eval(), language

@@ -171,6 +171,29 @@ def test_both_models_have_gradients_and_a_reference(make: Make) -> None:
             assert terms.kl_BD.abs().max() == 0
 
 
+def test_checkpointing_changes_no_gradient_and_keeps_less(make: Make, words: Path) -> None:
+    kept, found = [], []
+    for checkpointing in (False, True):
+        policy, size = make(), 0
+        loaded, _ = language.load(words, 5, checkpointing=checkpointing)
+        policy.module["language"] = loaded
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal size
+            size += tensor.nbytes
+            return tensor
+
+        answers = policy.answer([Query("what is it", IMAGE)] * 3, [(0, 0, 0, i) for i in range(3)])
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            terms = policy.terms(answers, 0)
+        terms.new_BD[terms.mask_BD].sum().backward()
+        kept.append(size)
+        found.append([one.grad for one in loaded.parameters()])
+        assert not any(module.training for module in loaded.modules())
+    assert kept[1] < 0.7 * kept[0]
+    assert all(one is other is None or torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["text", "image"])
 def test_one_model_may_be_trained_alone(make: Make, kind: Any) -> None:
     policy = make(kind)
