@@ -172,6 +172,7 @@ def _flow_parts(weights: Path) -> dict[str, list[Step]]:
         LANGUAGE: [
             (language.SIGHT_RECIPE, language.SightMaker),
             (language.RECIPE, partial(language.LanguageMaker, sight=weights / LANGUAGE)),
+            (language.VERDICT_RECIPE, partial(language.VerdictMaker, start=weights / LANGUAGE)),
         ],
         SCENES: [(clip_scene.RECIPE, clip_scene.ClipSceneMaker)],
         EDITOR: [(editor.RECIPE, partial(editor.EditorMaker, pipeline=pipeline))],

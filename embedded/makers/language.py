@@ -1,8 +1,10 @@
 """language-world: a tiny Qwen2.5-VL that describes images, answers questions, refines prompts and judges images.
 
-Its image encoder learns first what is where, from the world's ground truth. A refined prompt says where everything is,
-in words that sana-world was trained on; so does the feedback to a wrong image. Both are in UniRL-Zero's format of
-replies, so that reinforcement learning starts from it (its appendix A.4).
+Its image encoder learns first what is where, from the world's ground truth. The language learns to read images from
+lists of everything in them: short answers alone, of which few words depend on the image, teach it little. A refined
+prompt says where everything is, in words that sana-world was trained on; so does the feedback to a wrong image. Both
+are in UniRL-Zero's format of replies, so that reinforcement learning starts from it (its appendix A.4). In the end the
+words "yes" and "no" count more: among all the words of answers they are too few to be learned.
 """
 
 from __future__ import annotations
@@ -27,19 +29,23 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from embedded import world
 from embedded.makers.dataset import COLOR_NAMES, FINE_LABELS, Sizes
 from embedded.makers.drawings import all_texts, drawings
-from embedded.makers.loop import Recipe
+from embedded.makers.loop import MuonRecipe, Recipe
 from embedded.makers.texts import tokenizer
 from trainer.rewards.intrinsic import QUESTION
 from trainer.settings.data import REFLECT
 
 SIGHT_RECIPE = Recipe(seed=25, steps=1500, batch=48, lr=2e-3)
-RECIPE = Recipe(seed=23, steps=2400, batch=32, lr=2e-3)
+RECIPE = MuonRecipe(seed=23, steps=2000, batch=32, lr=1e-3, warmup=100, decay=500)
+VERDICT_RECIPE = MuonRecipe(seed=27, steps=650, batch=32, lr=5e-4, warmup=50, decay=250)
 MAX_TEXT = 256  # tokens, with those of an image
+LOCATE: Final = "Where is everything?"
 REFINE: Final = 'Say where everything is in "{prompt}".'
 YES, NO, REFINED = "<answer>yes</answer>", "<answer>no</answer> {words}", "<answer>{words}</answer>"
 BACKGROUND: Final = 0.2  # weight of patches that show no object
+DECISIVE: Final = 16.0  # weight of "yes" and "no" in the end
 WRONG: Final = 0.5  # share of judged images that show another prompt
 TAGS = ("<answer>", "</answer>")
 END, PAD = "<|im_end|>", "<|endoftext|>"
@@ -93,7 +99,7 @@ def by_token(map_bhw: np.ndarray) -> np.ndarray:
 
 
 class LanguageMaker:
-    """Train the next-token loss of answers, each the mean over its tokens; `sight` has the image encoder."""
+    """Train the next-token loss, the mean over all tokens of a batch's answers; `sight` has the image encoder."""
 
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes, sight: Path) -> None:
         self.recipe = recipe
@@ -104,9 +110,10 @@ class LanguageMaker:
         trained = Qwen2_5_VLForConditionalGeneration.from_pretrained(sight, torch_dtype=torch.float32)
         self.model.model.visual.load_state_dict(trained.model.visual.state_dict())
         self.module: nn.Module = self.model
+        self.weight_v = torch.ones(len(self.processor.tokenizer))
         self.tasks: tuple[Callable[[np.random.Generator], Talk], ...] = (
-            *(self.describe, self.ask, self.judge, self.refine),
-            *(self.describe, self.ask, self.judge, self.ask),
+            *(self.locate, self.ask, self.judge, self.refine),
+            *(self.locate, self.ask, self.judge, self.describe),
         )
 
     def loss(self, rng: np.random.Generator) -> Tensor:
@@ -114,7 +121,7 @@ class LanguageMaker:
         return self.loss_of(talks)
 
     def loss_of(self, talks: list[Talk]) -> Tensor:
-        """Return the mean loss of the answers."""
+        """Return the mean loss of the answers' tokens by their weights."""
         answers = [self.processor.tokenizer(f"{answer}{END}").input_ids for _, _, answer in talks]
         images = [Image.fromarray(self.data["image"][row]) for row, _, _ in talks if row is not None]
         inputs = self.processor(
@@ -124,11 +131,12 @@ class LanguageMaker:
             return_tensors="pt",
         )
         logits = self.model(**inputs, use_cache=False).logits
-        found = []
+        spans = []
         for row, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"], strict=True)):
             end, count = int(mask.sum()), len(answers[row])
-            found.append(functional.cross_entropy(logits[row, end - count - 1 : end - 1], ids[end - count : end]))
-        return torch.stack(found).mean()
+            spans.append((logits[row, end - count - 1 : end - 1], ids[end - count : end]))
+        predicted, wanted = zip(*spans, strict=True)
+        return functional.cross_entropy(torch.cat(predicted), torch.cat(wanted), self.weight_v)
 
     def _asked(self, with_image: bool, question: str) -> str:
         image = [{"type": "image"}] if with_image else []
@@ -139,6 +147,11 @@ class LanguageMaker:
         """Ask for the prompt of an image, as the intrinsic reward does."""
         row = self._row(rng)
         return row, QUESTION, self.texts[row]["prompt"]
+
+    def locate(self, rng: np.random.Generator) -> Talk:
+        """Ask what is where in an image."""
+        row = self._row(rng)
+        return row, LOCATE, world.in_reading_order(self.texts[row]["words"])
 
     def ask(self, rng: np.random.Generator) -> Talk:
         """Ask a question about an image."""
@@ -170,6 +183,20 @@ class LanguageMaker:
         self.processor.save_pretrained(directory)
 
 
+class VerdictMaker(LanguageMaker):
+    """Train a whole model, `start`, on more questions, with DECISIVE as the weight of "yes" and "no"."""
+
+    def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes, start: Path) -> None:
+        super().__init__(recipe, folder, sizes, start)
+        trained = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, torch_dtype=torch.float32)
+        self.model.load_state_dict(trained.state_dict())
+        self.weight_v[self.processor.tokenizer.convert_tokens_to_ids(["yes", "no"])] = DECISIVE
+        self.tasks = (
+            *(self.ask, self.judge, self.locate, self.ask),
+            *(self.judge, self.refine, self.ask, self.describe),
+        )
+
+
 def new_processor() -> Qwen2_5_VLProcessor:
     """Return a processor of 64 px images, which are 16 tokens, and of every word of a question or an answer."""
     words = _tokenizer()
@@ -183,7 +210,9 @@ def new_processor() -> Qwen2_5_VLProcessor:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    questions = [text.format(prompt="a photo") for text in (QUESTION, REFINE, REFLECT, YES, NO.format(words=""))]
+    questions = [
+        text.format(prompt="a photo") for text in (QUESTION, LOCATE, REFINE, REFLECT, YES, NO.format(words=""))
+    ]
     words = tokenizer([*all_texts(), *questions, "user assistant"], MAX_TEXT)
     words.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     words.add_special_tokens({"additional_special_tokens": list(SPECIAL), "eos_token": END, "pad_token": PAD})

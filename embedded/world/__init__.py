@@ -1,6 +1,6 @@
 """A small synthetic world, 64x64 RGB: concepts, prompts and scenes with pixel-exact ground truth."""
 
-from embedded.world.arrangement import arrangement
+from embedded.world.arrangement import arrangement, in_reading_order
 from embedded.world.concepts import CONCEPTS, UNSEEN, profile_of
 from embedded.world.conversations import conversations
 from embedded.world.descriptions import describe_some, described_prompt, with_commas
@@ -70,6 +70,7 @@ __all__ = [
     "described_prompt",
     "edit_of",
     "gap",
+    "in_reading_order",
     "individual_scene",
     "profile_of",
     "questions",

@@ -6,11 +6,24 @@ from embedded.world.language import with_article
 from embedded.world.records import SIZE, Instance, Render
 
 _EDGE = 0.38  # of the image: a centre within it of a side is at that side
+_PLACES = tuple(
+    f"at the {where}" if where else "in the middle"
+    for where in ("top left", "top", "top right", "left", "", "right", "bottom left", "bottom", "bottom right")
+)
 
 
 def arrangement(rendered: Render) -> str:
     """Name every object of an image, in the order of its scene, with its colour and its place among nine."""
     return ", ".join(_phrase(thing) for thing in rendered.instances)
+
+
+def in_reading_order(words: str) -> str:
+    """Return an arrangement from the top left to the bottom right; things at one place are in alphabetical order."""
+
+    def place(phrase: str) -> tuple[int, str]:
+        return next(i for i, where in enumerate(_PLACES) if phrase.endswith(f" {where}")), phrase
+
+    return ", ".join(sorted(words.split(", "), key=place))
 
 
 def _phrase(thing: Instance) -> str:

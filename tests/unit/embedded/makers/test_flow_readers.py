@@ -48,7 +48,7 @@ def test_equal_captions_fit_each_other() -> None:
 @pytest.fixture(scope="module")
 def maker(toys: Path) -> language.LanguageMaker:
     made: language.LanguageMaker = restored(
-        language.LanguageMaker(language.RECIPE, toys.parent / "build", QUICK, toys / LANGUAGE), toys, f"{LANGUAGE}-2"
+        language.LanguageMaker(language.RECIPE, toys.parent / "build", QUICK, toys / LANGUAGE), toys, f"{LANGUAGE}-3"
     )
     return made
 
@@ -110,6 +110,34 @@ def test_batched_answers_do_not_see_each_other(maker: language.LanguageMaker) ->
         alone = [float(maker.loss_of([talk])) for talk in talks]
         lengths = [len(maker.processor.tokenizer(answer + language.END).input_ids) for _, _, answer in talks]
         assert float(maker.loss_of(talks)) == pytest.approx(np.average(alone, weights=lengths), abs=1e-4)
+
+
+def test_yes_and_no_count_more_in_the_end(toys: Path, maker: language.LanguageMaker) -> None:
+    """The last part starts from the whole model of the one before; its loss weighs two words."""
+    folder = toys.parent / "answered"
+    maker.save(folder)
+    maker.model.float()
+    last = language.VerdictMaker(language.VERDICT_RECIPE, toys.parent / "build", QUICK, folder)
+    last.module.eval()
+    for name, value in maker.model.state_dict().items():
+        torch.testing.assert_close(last.model.state_dict()[name], value)
+    words = last.processor.tokenizer
+    counted = [words.convert_ids_to_tokens(i) for i, one in enumerate(last.weight_v) if one != 1]
+    assert sorted(counted) == ["no", "yes"]
+    talk: language.Talk = (3, "is there a dog?", "yes.")
+    with torch.no_grad():
+        plain, weighed = (float(one.loss_of([talk])) for one in (maker, last))
+        count = len(words(talk[2] + language.END).input_ids)
+        decisive = -float(policy_language.load(folder, 8)[1].logprobs(last.model, [_segment(last, talk)])[0][0, 0])
+    more = language.DECISIVE - 1
+    assert weighed == pytest.approx((plain * count + more * decisive) / (count + more), abs=0.01)
+
+
+def _segment(maker: language.LanguageMaker, talk: language.Talk) -> TextSegment:
+    row, question, answer = talk
+    assert row is not None
+    ids = torch.tensor(maker.processor.tokenizer(answer + language.END).input_ids)
+    return TextSegment(Query(question, maker.data["image"][row]), ids, torch.zeros(len(ids)), "")
 
 
 def test_an_image_is_listed_from_its_top_left(maker: language.LanguageMaker) -> None:
