@@ -84,8 +84,7 @@ class Fanout:
         try:
             cached = await self._claims.acquire()
             tracing.current().set(known=sum(map(len, cached.values())))
-            costs = {name: self._cost(name, indexes) for name, indexes in self._claims.owned.items()}
-            self._tickets = self._context.admission.reserve(costs, self._priority)
+            self._tickets = self._context.admission.reserve(await self._costs(), self._priority)
             failed = await self._decode()
             tasks = {asyncio.create_task(self._score(name)): name for name in self._claims.unfinished_scorers()}
             # all work has begun: a caller that reads slowly delays neither its deadline nor those who wait for it
@@ -182,6 +181,15 @@ class Fanout:
         finally:
             ticket.release()
             await self._claims.settle({name: {i: outcomes.get(i) for i in indexes}})
+
+    async def _costs(self) -> dict[str, int]:
+        """Return the cost of this request for each scorer; files' headers, for sized ones, are read in a thread."""
+        owned = self._claims.owned
+
+        def costs() -> dict[str, int]:
+            return {name: self._cost(name, indexes) for name, indexes in owned.items()}
+
+        return await asyncio.to_thread(costs) if any(self._specs[name].sized for name in owned) else costs()
 
     def _cost(self, name: str, indexes: Sequence[int]) -> int:
         return sum(batch_cost(self._specs[name], self._items[i]) for i in indexes)

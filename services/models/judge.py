@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx
 
@@ -38,6 +38,8 @@ from synod.secret import from_environment, from_file
 
 MAX_ANSWER_BYTES: Final = 2**20
 LONGEST_S: Final = 540.0  # of a batch: a replica that runs one for 600 s counts as stuck and is replaced
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 _RETRY: Final = RetryPolicy(max_retries=8, base_s=0.5, max_s=20.0)
 
 
@@ -64,11 +66,11 @@ class Judge:
 
     def ask_all(self, questions: Sequence[Question]) -> list[Verdict | SynodError]:
         """Return a verdict or an error for each question, in order; at most `concurrency` requests at a time."""
-        return list(self._threads.map(functools.partial(self._settle, self._batch_ends_s()), questions))
+        return self._all(self.ask, questions)
 
     def complete_all(self, completions: Sequence[Completion]) -> list[Reply | SynodError]:
         """Return a reply or an error for each completion, in order; at most `concurrency` requests at a time."""
-        return list(self._threads.map(functools.partial(self._settle_completion, self._batch_ends_s()), completions))
+        return self._all(self.complete, completions)
 
     def complete(self, completion: Completion, batch_ends_s: float = math.inf) -> Reply:
         """Ask for a completion. Raises JudgeBudget, ScorerFailed, Unavailable and its children.
@@ -95,21 +97,17 @@ class Judge:
         except (InvalidRequest, ValueError, RecursionError) as fault:
             raise ScorerFailed(f"the judge's verdict cannot be read, nor could its repair: {fault}") from None
 
-    def _settle(self, batch_ends_s: float, question: Question) -> Verdict | SynodError:
-        try:
-            return self.ask(question, batch_ends_s)
-        except SynodError as error:
-            return error
+    def _all(self, ask: Callable[[Asked, float], Answer], batch: Sequence[Asked]) -> list[Answer | SynodError]:
+        """Ask everything of a batch. Requests start until `limits.timeout_s` before LONGEST_S, and may take as long."""
+        ends_s = self._clock() + max(LONGEST_S - self._endpoint.limits.timeout_s, 0.0)
 
-    def _settle_completion(self, batch_ends_s: float, completion: Completion) -> Reply | SynodError:
-        try:
-            return self.complete(completion, batch_ends_s)
-        except SynodError as error:
-            return error
+        def settled(one: Asked) -> Answer | SynodError:
+            try:
+                return ask(one, ends_s)
+            except SynodError as error:
+                return error
 
-    def _batch_ends_s(self) -> float:
-        """Return until when questions of a batch may start: the last request may take `limits.timeout_s` more."""
-        return self._clock() + max(LONGEST_S - self._endpoint.limits.timeout_s, 0.0)
+        return list(self._threads.map(settled, batch))
 
     def _ends_s(self, batch_ends_s: float) -> float:
         """Return until when a question may be repeated. Raises DeadlineExceeded if its batch has no time left."""

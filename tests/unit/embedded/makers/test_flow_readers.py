@@ -53,6 +53,14 @@ def maker(toys: Path) -> language.LanguageMaker:
     return made
 
 
+def segment_of(maker: language.LanguageMaker, talk: language.Talk) -> TextSegment:
+    """Return the answer of a talk as the policy has it."""
+    row, question, answer = talk
+    ids = torch.tensor(maker.processor.tokenizer(answer + language.END).input_ids)
+    image = None if row is None else maker.data["image"][row]
+    return TextSegment(Query(question, image), ids, torch.zeros(len(ids)), "")
+
+
 def test_maps_are_in_the_order_of_the_encoders_patches() -> None:
     """A white patch in a black image is where its number is among the tokens' numbers."""
     numbers = language.by_token(np.arange(64).reshape(1, 8, 8))
@@ -92,10 +100,7 @@ def test_loss_is_the_policys_log_probability(toys: Path, maker: language.Languag
     """The trainer gives tokens of images no probability, which changes the loss by less than .01."""
     model, words = policy_language.load(toys / LANGUAGE, 24)
     for row, question, answer in ((0, "is there a dog?", "no."), (None, "a photo of a cat", "<answer>a cat</answer>")):
-        ids = torch.tensor(maker.processor.tokenizer(answer + language.END).input_ids)
-        image = None if row is None else maker.data["image"][row]
-        segment = TextSegment(Query(question, image), ids, torch.zeros(len(ids)), "")
-        new, _, _ = words.logprobs(model, [segment])
+        new, _, _ = words.logprobs(model, [segment_of(maker, (row, question, answer))])
         assert -float(new.mean()) == pytest.approx(float(maker.loss_of([(row, question, answer)])), abs=0.01)
 
 
@@ -128,16 +133,9 @@ def test_yes_and_no_count_more_in_the_end(toys: Path, maker: language.LanguageMa
     with torch.no_grad():
         plain, weighed = (float(one.loss_of([talk])) for one in (maker, last))
         count = len(words(talk[2] + language.END).input_ids)
-        decisive = -float(policy_language.load(folder, 8)[1].logprobs(last.model, [_segment(last, talk)])[0][0, 0])
+        decisive = -float(policy_language.load(folder, 8)[1].logprobs(last.model, [segment_of(last, talk)])[0][0, 0])
     more = language.DECISIVE - 1
     assert weighed == pytest.approx((plain * count + more * decisive) / (count + more), abs=0.01)
-
-
-def _segment(maker: language.LanguageMaker, talk: language.Talk) -> TextSegment:
-    row, question, answer = talk
-    assert row is not None
-    ids = torch.tensor(maker.processor.tokenizer(answer + language.END).input_ids)
-    return TextSegment(Query(question, maker.data["image"][row]), ids, torch.zeros(len(ids)), "")
 
 
 def test_an_image_is_listed_from_its_top_left(maker: language.LanguageMaker) -> None:
