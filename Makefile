@@ -8,7 +8,7 @@ PARTS ?= all
 export PYTHONPATH := $(CURDIR)
 PARALLEL := $(PYTHON) -m pytest -n 2 --dist loadfile # a file's tests share their fixtures
 
-.PHONY: help setup demo check test test-full lint format proto up down status weights bench-serving bench-scorers chart chart-docs clean
+.PHONY: help setup demo check test test-full lint format proto up down status weights bench-serving bench-scorers bench-personal chart chart-docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ bench-serving: setup ## Compare Synod with other servers in one run (ARGS="--qui
 
 bench-scorers: setup ## Compare the speed of each embedded scorer with a direct call of its model (ARGS="--quick")
 	@$(PYTHON) -m benchmarks.scorers $(ARGS)
+
+bench-personal: setup ## Teach the embedded policy six unseen concepts and measure each stage (ARGS="--only geneval"; hours)
+	@$(PYTHON) -m benchmarks.personalization $(ARGS)
 
 chart: setup ## Lint and render the Helm chart and check every object that it creates
 	@$(PYTHON) -m helm.generate --check && $(PYTHON) -m pytest tests/chart

@@ -2,13 +2,15 @@
 
     make up && python -m benchmarks.gvu --steps 150 --start normal
     make up && python -m benchmarks.gvu --steps 150 --start weak
+    make up && python -m benchmarks.gvu --steps 150 --start normal --permuted      # the control
 
 Both starts are first taught to describe images (`embedded.makers`, 1,500 steps), without which the reward is noise:
 the normal one is the embedded policy, the weak one the first 600 steps of its maker. Then each trains on its intrinsic
 reward, by deploy/configs/gvu_embedded.toml, with the frozen start as its teacher. The same held-out prompts are drawn
 before and after with the same random numbers, and compared pair by pair: the intrinsic reward, and GenEval's score and
-verdict, which were not trained on. OUT has one entry for each start. The same command skips what is finished and
-continues what was started; Ctrl-C and SIGTERM stop it.
+verdict, which were not trained on. The control trains on rewards that are permuted within each group, so it must not
+rise. OUT has one entry for each start and each control. The same command skips what is finished and continues what was
+started; Ctrl-C and SIGTERM stop it.
 
 Time on two idle cores, estimated: rendering for the makers 5 minutes, once; the weak start 7; captions 15 for each
 start; training 20 (150 steps; 46 were measured next to another training); evaluation 2 minutes for each 400 images. If
@@ -33,9 +35,10 @@ from typing import Any, Final
 import torch
 
 from benchmarks.arguments import count
+from benchmarks.arms import WHOLE, Permuted
 from benchmarks.dgs import open_service
 from benchmarks.grid import before_after
-from benchmarks.learning import WINDOW, above, changes_of
+from benchmarks.learning import WINDOW, above, changes_of, within
 from benchmarks.machine import command, commit, machine
 from benchmarks.measures import Change, line, to_document
 from benchmarks.resumable import finish
@@ -54,6 +57,7 @@ from trainer.settings import TrainerSettings, load
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 STARTS: Final = ("normal", "weak")
+CONTROLLED: Final = ("reward", "geneval soft", "geneval official")  # what must not move in a control
 WEAK: Final = replace(show_o.RECIPE, steps=600, decay=200)
 
 
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> bool:
         start = prepare(options.start, options.runs / "starts", options.build, quick=options.quick)
         settings = settings_of(options, start)
-        if not train(settings):
+        if not train(settings, options.runs / "before", permuted=options.permuted):
             return False
         _write(options, settings)
         return True
@@ -78,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=count, default=150, help="of training on the intrinsic reward (150)")
     parser.add_argument("--start", choices=STARTS, default=STARTS[0], help="the policy to start from (normal)")
+    parser.add_argument("--permuted", action="store_true", help="permute the rewards within each group: the control")
     parser.add_argument("--prompts", type=count, default=1000, help="held-out prompts, before and after (1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the run and of the held-out images (0)")
     parser.add_argument("--shown", type=count, default=16, help="prompts in the PNG, at most 24 (16)")
@@ -120,50 +125,64 @@ def _made(directory: Path, recipe: Recipe, build: Path, mix: BatchMix, start: Pa
     return directory
 
 
+def name_of(options: argparse.Namespace) -> str:
+    """Return the name of a run: that of its start, and whether it is the control."""
+    return f"{options.start}_permuted" if options.permuted else str(options.start)
+
+
 def settings_of(options: argparse.Namespace, start: Path) -> TrainerSettings:
     """Return the settings of a start's run. Raises SettingsError."""
     changed = {
         "STEPS": str(options.steps),
         "SEED": str(options.seed),
-        "RUN_DIR": str((options.runs / options.start).resolve()),
+        "RUN_DIR": str((options.runs / name_of(options)).resolve()),
         "POLICY__MODEL": str(start.resolve()),
         "EVALUATE__PROMPTS": str(options.prompts),
         **({"REWARDS__URL": options.url} if options.url else {}),
+        **({"REWARD_BATCH_SIZE": str(WHOLE)} if options.permuted else {}),
     }
     return load(options.config, {**os.environ, **{f"SYNOD__TRAINER__{key}": value for key, value in changed.items()}})
 
 
-def train(settings: TrainerSettings) -> bool:
-    """Train and evaluate by the running service; return whether the run is complete."""
+def train(settings: TrainerSettings, starts: Path, *, permuted: bool) -> bool:
+    """Train and evaluate by the running service; return whether the run is complete.
+
+    Runs with one start share its evaluation in `starts`.
+    """
     policy = make_policy(settings)
-    with closing(open_service(settings)) as service:
-        return train_timed(settings, policy, with_intrinsic(service, policy, settings, Clock()), [math.inf])
+    with closing(open_service(settings)) as asked:
+        service = with_intrinsic(asked, policy, settings, Clock())
+        trained_on = Permuted(service, settings.seed) if permuted else None
+        return train_timed(settings, policy, service, [math.inf], trained_on=trained_on, starts=starts)
 
 
 def _write(options: argparse.Namespace, settings: TrainerSettings) -> None:
-    run_dir, image = settings.run_dir, options.out.with_name(f"{options.out.stem}_{options.start}.png")
+    name = name_of(options)
+    run_dir, image = settings.run_dir, options.out.with_name(f"{options.out.stem}_{name}.png")
     found = changes_of(run_dir)
     whole = json.loads(options.out.read_text()) if options.out.exists() else {}
-    whole[options.start] = {
+    whole[name] = {
         "command": command(),
         "commit": commit(),
         "machine": machine(),
         "image": image.name,
         "settings": json.loads((run_dir / FACTS).read_text()),
-        "verdicts": verdicts(found),
+        "verdicts": verdicts(found, permuted=options.permuted),
         **training(run_dir),
         "heldout": to_document(found),
     }
-    gains = {name: whole[name]["heldout"].get("geneval official") for name in STARTS if name in whole}
-    whole["gain in geneval official"] = {name: one and one["difference"] for name, one in gains.items()}
+    gains = {start: whole[start]["heldout"].get("geneval official") for start in STARTS if start in whole}
+    whole["gain in geneval official"] = {start: one and one["difference"] for start, one in gains.items()}
     write_whole(options.out, (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
     before_after(run_dir, options.shown).save(image, optimize=True)
-    print(options.start, *(f"  {line(measure, change)}" for measure, change in found.items()), sep="\n")
-    print(json.dumps(whole[options.start]["verdicts"], indent=1))
+    print(name, *(f"  {line(measure, change)}" for measure, change in found.items()), sep="\n")
+    print(json.dumps(whole[name]["verdicts"], indent=1))
 
 
-def verdicts(found: Mapping[str, Change]) -> dict[str, bool | None]:
-    """Return what a run shows; None where it was not measured."""
+def verdicts(found: Mapping[str, Change], *, permuted: bool = False) -> dict[str, bool | None]:
+    """Return what a run, or a control, shows; None where it was not measured."""
+    if permuted:
+        return {f"{name} within 2 errors of 0": within(found.get(name), 2) for name in CONTROLLED}
     return {
         "intrinsic reward up by 2 errors": above(found.get("reward"), 2),
         "geneval official not down by 2 errors": above(found.get("geneval official"), -2),

@@ -152,21 +152,24 @@ def changes_of(run_dir: Path) -> dict[str, Change]:
 
 def verdicts(trained: Mapping[str, Change], control: Mapping[str, Change]) -> dict[str, bool | None]:
     """Return what the runs show; None where it was not measured. Errors are the larger of both of a change."""
-    rise, noise = trained.get(PRIMARY), control.get(PRIMARY)
+    rise = trained.get(PRIMARY)
     return {
         f"{PRIMARY} up by 3 errors": above(rise, 3),
         f"{PRIMARY} up by {RISE}": None if rise is None else rise.difference >= RISE,
         "geneval official not down by 2 errors": above(trained.get("geneval official"), -2),
         "tier not down by 2 errors": above(trained.get("tier"), -2),
-        "control within 2 errors of 0": None
-        if noise is None or noise.error is None
-        else abs(noise.difference) <= 2 * noise.error,
+        "control within 2 errors of 0": within(control.get(PRIMARY), 2),
     }
 
 
 def above(change: Change | None, errors: float) -> bool | None:
     """Return whether a change is above so many of its errors; None where it was not measured."""
     return None if change is None or change.error is None else change.difference > errors * change.error
+
+
+def within(change: Change | None, errors: float) -> bool | None:
+    """Return whether a change is within so many of its errors of 0; None where it was not measured."""
+    return None if change is None or change.error is None else abs(change.difference) <= errors * change.error
 
 
 def figures(run_dir: Path) -> dict[str, Any]:

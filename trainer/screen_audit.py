@@ -6,7 +6,7 @@ Rejected rollouts that the audit finishes never enter an update. Their seconds a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from trainer.settings import TrainerSettings
 from trainer.types import Pathway
 
 Audits = Mapping[Pathway, Audit]
+JUDGED = 20  # screened groups after which a surrogate is judged, once
+FAIR = 0.5  # the rank correlation below which a screen of previews hardly ever pays (docs/screens.md)
 
 
 def update_audits(audits: Audits, groups: Sequence[ScoredGroup], settings: TrainerSettings) -> dict[Pathway, Audit]:
@@ -82,6 +84,23 @@ def update_costs(
         sum(done, Work()),
         memory=MEMORY if settings.screen.select == "auto" else 1.0,
     )
+
+
+def doubts(before: Audits, after: Audits, costs: Costs) -> Iterator[str]:
+    """Yield a line about each pathway whose surrogate has just been found to predict rewards poorly.
+
+    Poorly: after JUDGED groups the rank correlation is below FAIR by more than its error.
+    """
+    for pathway, audit in after.items():
+        rho, error = audit.spearman.value, audit.spearman.error
+        is_due = before.get(pathway, Audit()).groups < JUDGED <= audit.groups
+        if is_due and rho is not None and error is not None and rho + error < FAIR:
+            yield (
+                f'pathway "{pathway}": the surrogate predicts rewards poorly, with a rank correlation of '
+                f"{_show(rho)} ± {_show(error)} in {audit.groups} groups. Below about {FAIR} a screen hardly ever "
+                f"pays: signal per second {_show(audit.signal_per_second(costs))} of plain groups. Give "
+                '[trainer.screen] select = "auto" or "extremes", or a larger screen_fraction'
+            )
 
 
 def audit_record(audits: Audits, costs: Costs) -> dict[str, Any]:

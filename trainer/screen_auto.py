@@ -16,6 +16,7 @@ from trainer.settings import TrainerSettings
 from trainer.types import Pathway
 
 AutoScreens = Mapping[Pathway, AutoScreen]
+CORRELATIONS = ("correlation", "rank_correlation")  # of a Foresight
 Gains = Mapping[Pathway, Mapping[int | None, Estimate]]  # of the screen at each step, and of none
 
 
@@ -65,6 +66,8 @@ def _figures(screen: AutoScreen) -> dict[str, dict[str, float | None]]:
     return {
         str(step): {
             "measured": screen.measured,
+            "spearman": one.rank_correlation.value,
+            "spearman_error": one.rank_correlation.error,
             "pearson": one.correlation.value,
             "pearson_error": one.correlation.error,
             "false_rejections": one.false_rejections,
@@ -108,7 +111,7 @@ def _line(screens: AutoScreens, pathway: Pathway, gains: Gains, settings: Traine
 def restored_screen(saved: Mapping[str, Any]) -> AutoScreen:
     """Return a pathway's screen from what `dataclasses.asdict` made of it."""
     found = {
-        step: Foresight(**{**one, "correlation": restored_correlation(one["correlation"])})
+        step: Foresight(**{**one, **{name: restored_correlation(one[name]) for name in CORRELATIONS if name in one}})
         for step, one in saved["foresights"].items()
     }
     return AutoScreen(saved["step"], saved["measured"], found)

@@ -26,7 +26,7 @@ from trainer.ema import Ema
 from trainer.groups import Previews, ScoredGroup
 from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
-from trainer.screen_audit import audit_record, restored, restored_costs, update_audits, update_costs
+from trainer.screen_audit import audit_record, doubts, restored, restored_costs, update_audits, update_costs
 from trainer.screen_auto import auto_record, first_screen, moves, restored_screen, update_screens
 from trainer.screen_plan import ScreenPlan, auto_plan, fixed_plan
 from trainer.settings import TrainerSettings
@@ -122,7 +122,7 @@ class TrainState:
     ) -> dict[str, Any]:
         """Add a step's groups, the `replaced` ones first, and every rank's seconds to the audit; return its figures.
 
-        Screens of "auto" move, and say so to `log`.
+        Screens of "auto" move, and a surrogate may turn out bad; both are said to `log`.
         """
         if settings.screen.audit:
             self.costs = update_costs(self.costs, groups, replaced, seconds, settings)
@@ -133,7 +133,9 @@ class TrainState:
                 log(line)
             return auto_record(self.screens, gains)
         if settings.screen.audit:
-            self.audits = update_audits(self.audits, groups, settings)
+            audits, self.audits = self.audits, update_audits(self.audits, groups, settings)
+            for line in doubts(audits, self.audits, self.costs):
+                log(line)
         return audit_record(self.audits, self.costs)
 
     @contextmanager

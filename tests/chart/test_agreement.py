@@ -223,7 +223,8 @@ def test_every_queried_training_value_is_recorded() -> None:
     asked = {n for _, expr in expressions() for name in re.findall(r'name=~?"([^"]+)"', expr) for n in name.split("|")}
     sources = "".join((ROOT / f"trainer/{part}.py").read_text() for part in ("report/records", "train"))
     recorded = set(re.findall(r'"(\w+)"', sources))
-    recorded |= {f"{n}_{m}" for n in ("loss", "kl", "clip_fraction", "ratio_max") for m in ("text", "image")}
+    of_modality = ("loss", "kl", "clip_fraction", "ratio_min", "ratio_max")
+    recorded |= {f"{name}_{modality}" for name in of_modality for modality in ("text", "image")}
     assert {one.partition("/")[0] for one in asked} <= recorded
 
 

@@ -184,6 +184,22 @@ def items(scorer: Scorer, complete: list[ScoreItem]) -> list[ScoreItem]:
     return [replace(item, reasoning=reasoning) for item, reasoning in zip(complete, reasonings, strict=True)]
 
 
+@pytest.fixture(scope="module")
+def found() -> dict[tuple[str, str], list[Outcome]]:
+    """The outcomes of `straight`, by case."""
+    return {}
+
+
+@pytest.fixture
+def straight(
+    case: tuple[str, str], scorer: Scorer, items: list[ScoreItem], found: dict[tuple[str, str], list[Outcome]]
+) -> list[Outcome]:
+    """The outcomes of the items in one batch, in order; scored once for all tests of a case."""
+    if case not in found:
+        found[case] = score_batch(scorer, items)
+    return found[case]
+
+
 @pytest.fixture
 def complete(case: tuple[str, str], make_images: ImageFactory, photographs: dict[str, Pixels]) -> list[ScoreItem]:
     """Eight complete items: sizes mixed, references shared and own, faces and none, texts long, short and empty.
@@ -259,18 +275,19 @@ def values(outcomes: Sequence[Outcome]) -> list[float]:
     return [o.value for o in outcomes if isinstance(o, Score)]
 
 
-def test_every_item_gets_one_finite_score_in_range(scorer: Scorer, items: list[ScoreItem]) -> None:
-    outcomes = score_batch(scorer, items)
-    assert len(outcomes) == len(items)
+def test_every_item_gets_one_finite_score_in_range(
+    scorer: Scorer, items: list[ScoreItem], straight: list[Outcome]
+) -> None:
+    assert len(straight) == len(items)
     spec = scorer.spec
-    for outcome in outcomes:
+    for outcome in straight:
         if isinstance(outcome, ScoreFailure):
             assert outcome.code == FAILURES[spec.name]
             continue
         assert math.isfinite(outcome.value)
         assert spec.low <= outcome.value <= spec.high
         json.dumps(outcome.detail, allow_nan=False)
-    assert len({round(value, 6) for value in values(outcomes)}) > 1, "the items must differ in score"
+    assert len({round(value, 6) for value in values(straight)}) > 1, "the items must differ in score"
 
 
 def test_batch_of_one_equals_batch_of_thirty_two(scorer: Scorer, items: list[ScoreItem]) -> None:
@@ -283,29 +300,30 @@ def test_batch_of_one_equals_batch_of_thirty_two(scorer: Scorer, items: list[Sco
         assert same(outcome, score_batch(scorer, [item])[0])
 
 
-def test_outcomes_follow_their_items_through_a_permutation(scorer: Scorer, items: list[ScoreItem]) -> None:
+def test_outcomes_follow_their_items_through_a_permutation(
+    scorer: Scorer, items: list[ScoreItem], straight: list[Outcome]
+) -> None:
     order = np.random.default_rng(7).permutation(len(items)).tolist()
-    straight, permuted = score_batch(scorer, items), score_batch(scorer, [items[i] for i in order])
+    permuted = score_batch(scorer, [items[i] for i in order])
     assert all(same(straight[i], permuted[place]) for place, i in enumerate(order))
 
 
-def test_the_same_batch_gives_the_same_bits(scorer: Scorer, items: list[ScoreItem]) -> None:
-    assert score_batch(scorer, items) == score_batch(scorer, items)
+def test_the_same_batch_gives_the_same_bits(scorer: Scorer, items: list[ScoreItem], straight: list[Outcome]) -> None:
+    assert score_batch(scorer, items) == straight
 
 
 @pytest.mark.parametrize("case", [(name, "photographs") for name in SMOOTH], ids=lambda case: case[0])
 def test_bfloat16_changes_little_of_the_spread_between_items(
-    case: tuple[str, str], scorer: Scorer, items: list[ScoreItem], trees: dict[str, dict[str, Any]]
+    case: tuple[str, str], items: list[ScoreItem], straight: list[Outcome], trees: dict[str, dict[str, Any]]
 ) -> None:
     half = build(case[0], **{**trees[case[0]], "serving": {"device": "cpu", "dtype": "bfloat16"}})
-    outcomes = zip(score_batch(scorer, items), score_batch(half, items), strict=True)
+    outcomes = zip(straight, score_batch(half, items), strict=True)
     pairs = [(a.value, b.value) for a, b in outcomes if isinstance(a, Score) and isinstance(b, Score)]
     whole = [a for a, _ in pairs]
     assert 0 < max(abs(a - b) for a, b in pairs) <= SMOOTH[case[0]] * (max(whole) - min(whole))
 
 
-def test_an_item_that_lacks_a_need_fails_alone(scorer: Scorer, items: list[ScoreItem]) -> None:
-    whole = score_batch(scorer, items)
+def test_an_item_that_lacks_a_need_fails_alone(scorer: Scorer, items: list[ScoreItem], straight: list[Outcome]) -> None:
     empty: dict[str, Any] = {"image": None, "prompt": " ", "references": (), "reasoning": None, "geneval": None}
     empty["source_prompt"] = " "
     for need in scorer.spec.needs:
@@ -313,13 +331,12 @@ def test_an_item_that_lacks_a_need_fails_alone(scorer: Scorer, items: list[Score
         assert isinstance(outcomes[1], ScoreFailure)
         assert outcomes[1].code == "missing_input"
         assert need in outcomes[1].message
-        assert same(outcomes[0], whole[0])
-        assert same(outcomes[2], whole[2])
+        assert same(outcomes[0], straight[0])
+        assert same(outcomes[2], straight[2])
 
 
-def test_a_poison_item_fails_alone(scorer: Scorer, items: list[ScoreItem]) -> None:
+def test_a_poison_item_fails_alone(scorer: Scorer, items: list[ScoreItem], straight: list[Outcome]) -> None:
     """An image (or text) of a type that the models choke on, in the middle of a good batch."""
-    whole = score_batch(scorer, items)
     assert items[4].reasoning is not None
     poison: dict[str, Any] = {"reasoning": replace(items[4].reasoning, text=3)}  # type: ignore[arg-type]
     if "image" in scorer.spec.needs:
@@ -327,7 +344,7 @@ def test_a_poison_item_fails_alone(scorer: Scorer, items: list[ScoreItem]) -> No
     outcomes = score_batch(scorer, [*items[:4], replace(items[4], **poison), *items[5:]])
     assert isinstance(outcomes[4], ScoreFailure)
     assert outcomes[4].code == "scorer_failed"
-    assert all(same(a, b) for i, (a, b) in enumerate(zip(outcomes, whole, strict=True)) if i != 4)
+    assert all(same(a, b) for i, (a, b) in enumerate(zip(outcomes, straight, strict=True)) if i != 4)
 
 
 def test_an_empty_batch_is_an_empty_answer(scorer: Scorer) -> None:

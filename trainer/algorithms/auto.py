@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from trainer.algorithms.audit import Correlation, spread
+from trainer.algorithms.audit import Correlation, ranks, spread
 from trainer.algorithms.costs import Costs, Work
 from trainer.algorithms.screen import best_and_worst, extremes
 
@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
 class Foresight:
     """How well the scores at one step foretell rewards.
 
-    correlation  of scores and rewards within a group
+    correlation  of scores and rewards within a group; `rank_correlation` of their ranks, which is reported
     contrast     the sum over its groups of c_s; `squares` of its squares. All fade as the correlation's sums do
     missed       the sum over its groups of the share of rejected rollouts that are among the G furthest from the mean
                  reward; of a choice at random it is 1 / 2
@@ -50,6 +50,7 @@ class Foresight:
     contrast: float = 0.0
     squares: float = 0.0
     missed: float = 0.0
+    rank_correlation: Correlation = field(default_factory=Correlation)
 
     def add(
         self, scores: Sequence[float | None], rewards: Sequence[float | None], group_size: int, *, last: bool
@@ -65,11 +66,14 @@ class Foresight:
         mean = statistics.fmean(score)
         kept = extremes([x - mean for x in score], group_size) if last else best_and_worst(score, group_size).indices
         contrast = spread(score, [score[i] for i in kept], population=True) / (len(kept) - 1) - 1
+        alike = [1.0] * len(score)
+        score_ranks, reward_ranks = ranks(score, score, alike), ranks(reward, reward, alike)
         return Foresight(
-            self.correlation.faded(MEMORY).add(score, reward, [1.0] * len(score), len(score)),
+            self.correlation.faded(MEMORY).add(score, reward, alike, len(score)),
             MEMORY * self.contrast + contrast,
             MEMORY * self.squares + contrast**2,
             MEMORY * self.missed + _missed(reward, kept, group_size),
+            self.rank_correlation.faded(MEMORY).add(score_ranks, reward_ranks, alike, len(score)),
         )
 
     @property

@@ -69,6 +69,10 @@ class LossStats:
         return replace(self, steps=tuple(own if place == step else none for place in range(count)))
 
     @property
+    def ratio_min(self) -> float | None:
+        return self.low if self.decisions else None
+
+    @property
     def ratio_max(self) -> float | None:
         return self.high if self.decisions else None
 

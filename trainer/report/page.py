@@ -58,8 +58,8 @@ AUDIT: Final = {  # columns: the name of a figure, and its format
     "signal per second": ("signal_per_second", "{:.2f}"),
 }
 FORESIGHT: Final = (
-    *("", "screen", "in use", "groups measured", "correlation", "rejected extremes", "denoising steps saved"),
-    *("signal of a group", "signal per second"),
+    *("", "screen", "in use", "groups measured", "rank correlation", "correlation", "rejected extremes"),
+    *("denoising steps saved", "signal of a group", "signal per second"),
 )
 PATHWAYS: Final = {"visual": "visual", "textual": "textual", "asked": "asked first", "none": "no reasoning"}
 LABELS: Final = {
@@ -209,8 +209,8 @@ def foresight(records: Sequence[Record]) -> list[list[str]]:
             shown = {**figures, "gain": gain.get("value"), "gain_error": gain.get("error")}
             if figures.get("pearson_error") is None:  # without a correlation a signal of 1 is assumed, not measured
                 shown |= {"signal_error": None, "gain_error": None}
-            cells = [_audited(shown, name, "{:.2f}") for name in ("pearson", "signal", "gain")]
-            cells[1:1] = [_audited(shown, "false_rejections", "{:.0%}"), _saved(step, total)]
+            cells = [_audited(shown, name, "{:.2f}") for name in ("spearman", "pearson", "signal", "gain")]
+            cells[2:2] = [_audited(shown, "false_rejections", "{:.0%}"), _saved(step, total)]
             screen = "no screen" if step is None else screen_name(step, total)
             in_use = "yes" if step == chosen else "no"
             rows.append([PATHWAYS.get(pathway, pathway), screen, in_use, str(measured), *cells])

@@ -191,6 +191,7 @@ def _modality_figures(update: Update, modality: Modality) -> dict[str, float | N
         "loss": loss,
         "kl": stats.kl,
         "clip_fraction": stats.clip_fraction,
+        "ratio_min": stats.ratio_min,
         "ratio_max": stats.ratio_max,
     }
 

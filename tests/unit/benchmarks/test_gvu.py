@@ -34,8 +34,13 @@ def test_one_step_is_trained_compared_and_written(tmp_path: Path, monkeypatch: p
         assert gvu.main([*options, "--start", "weak"]) == 0
         first = json.loads((tmp_path / "found.json").read_text())
         assert gvu.main([*options, "--start", "weak"]) == 0  # nothing is left to do
+        assert gvu.main([*options, "--start", "weak", "--permuted"]) == 0
     assert set(first) == {"weak", "gain in geneval official"}
-    weak = first["weak"]
+    weak, control = first["weak"], json.loads((tmp_path / "found.json").read_text())["weak_permuted"]
+    assert control["settings"] | {"reward_batch_size": 8} == weak["settings"]  # with the same start
+    assert control["heldout"]["reward"]["before"] == weak["heldout"]["reward"]["before"]
+    assert control["heldout"]["reward"]["after"] != weak["heldout"]["reward"]["after"]
+    assert control["verdicts"].keys() == gvu.verdicts({}, permuted=True).keys()
     assert (weak["steps"], weak["heldout"]["reward"]["n"]) == (1, 4)
     assert 0 < weak["intrinsic_first_20_steps"] < 1
     assert weak["verdicts"].keys() == gvu.verdicts({}).keys()
@@ -67,4 +72,14 @@ def test_a_rise_counts_above_two_errors(rise: float, verdict: bool) -> None:
     assert gvu.verdicts(changes) == {
         "intrinsic reward up by 2 errors": verdict,
         "geneval official not down by 2 errors": None,  # not measured
+    }
+
+
+@pytest.mark.parametrize(("rise", "verdict"), [(0.03, False), (0.01, True), (-0.03, False)])
+def test_a_control_must_not_move(rise: float, verdict: bool) -> None:
+    changes = {"geneval soft": Change(0.2, 0.2 + rise, rise, 0.01, 0.009, 100, 100, 0)}
+    assert gvu.verdicts(changes, permuted=True) == {
+        "reward within 2 errors of 0": None,  # not measured
+        "geneval soft within 2 errors of 0": verdict,
+        "geneval official within 2 errors of 0": None,
     }

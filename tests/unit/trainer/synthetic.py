@@ -46,6 +46,8 @@ def record(step: int) -> dict[str, Any]:
         "kl_image": 0.0001 * step,
         "clip_fraction_text": text,
         "clip_fraction_image": 0.0,
+        "ratio_min_text": None,
+        "ratio_min_image": 1.0,
         "ratio_max_text": None,
         "ratio_max_image": 1.0,
         "grad_norm": 0.7 if step != 5 else float("nan"),

@@ -12,12 +12,12 @@ import pytest
 from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, lines, run_loop, same_images, weights
 from tests.unit.trainer.reward_services import Judge, brightness
-from trainer.algorithms.audit import Audit, Observed
+from trainer.algorithms.audit import Audit, Correlation, Observed
 from trainer.algorithms.costs import Costs, Work
 from trainer.groups import from_document, to_document
 from trainer.policy.show_o.policy import ShowO
 from trainer.report.page import audit, write_report
-from trainer.screen_audit import audit_line, audit_record, update_audits, update_costs
+from trainer.screen_audit import JUDGED, audit_line, audit_record, doubts, update_audits, update_costs
 
 STEPS = {"STEPS": "4", "PROMPTS_PER_STEP": "3", "DATA__GENEVAL_SHARE": "0.34"}
 NEW = ("audit", "denoising_steps", "denoising_steps_saved_ratio")
@@ -132,6 +132,21 @@ def test_the_figures_are_reported(make_policy: MakePolicy, tiny_settings: MakeSe
     assert audit_line({}, Costs()) is None
     assert audit([]) == audit([{"step": 0}]) == []
     assert "not measured" in (audit_line({"none": Audit()}, Costs()) or "")
+
+
+@pytest.mark.parametrize(("sign", "is_said"), [((1, 1, 1, 1), False), ((1, 1, 1, -1), False), ((1, -1, 1, -1), True)])
+def test_a_poor_surrogate_is_reported_once(sign: tuple[int, ...], is_said: bool) -> None:
+    """Groups of two rollouts whose scores order the rewards rightly or not: correlations of 1, .5 and 0."""
+    spearman, groups = Correlation(), [*sign * (JUDGED // len(sign))]
+    for one in groups:
+        spearman = spearman.add([0.25, 0.75], [0.5 - 0.25 * one, 0.5 + 0.25 * one], [1.0, 1.0], 2)
+    few, enough = ({"visual": Audit(spearman=spearman, groups=count)} for count in (JUDGED - 1, JUDGED))
+    assert spearman.value == pytest.approx(sum(groups) / len(groups))
+    said = list(doubts(few, enough, Costs()))
+    assert len(said) == is_said
+    assert all(f"rank correlation of {spearman.value:.2f} ± 0.2" in line for line in said)
+    assert all("in 20 groups" in line and 'select = "auto"' in line for line in said)
+    assert list(doubts({}, few, Costs())) == list(doubts(enough, enough, Costs())) == []
 
 
 def test_costs_are_of_all_ranks(policy: ShowO, tiny_settings: MakeSettings) -> None:

@@ -178,14 +178,17 @@ def test_a_run_moves_its_screens_and_resumes(
     assert state.screens["visual"].foresights[0].correlation.value is None  # equal scores
 
 
+def equal_groups(count: int, rho: float) -> Correlation:
+    """The sums over so many groups with one correlation."""
+    return Correlation(count, count * rho, count, count, tuple(count * one for one in (rho**2, rho, rho, 1, 1, 1)))
+
+
 def test_it_is_said_where_screens_move(tiny_settings: MakeSettings) -> None:
     """In the log, in metrics.jsonl and on the page: a correlation of .6, and previews as dear as images, do not pay."""
     settings, costs = tiny_settings(**THREE), Costs(Work(steps=1.0), Work(1, 1, 1, 1, 1, 1))
     good, perfect = (
-        Foresight(
-            Correlation(9, 9 * rho, 9, 9, tuple(9 * one for one in (rho**2, rho, rho, 1, 1, 1))), 7.2, 5.76, missed
-        )
-        for rho, missed in ((0.6, 3.6), (1.0, 0.0))
+        Foresight(equal_groups(9, rho), 7.2, 5.76, missed, equal_groups(9, by_rank))
+        for rho, missed, by_rank in ((0.6, 3.6, 0.5), (1.0, 0.0, 1.0))
     )
     before: AutoScreens = {"textual": AutoScreen(0, 9, {0: Foresight(), 2: good, 4: perfect}), "visual": AutoScreen(0)}
     screens, _ = update_screens(before, [], costs, settings)
@@ -201,13 +204,14 @@ def test_it_is_said_where_screens_move(tiny_settings: MakeSettings) -> None:
     assert auto_line({}, dear, settings) is None
     record = json.loads(json.dumps(auto_record(after, gains)))
     assert record["screens"] == {"textual": None, "visual": 0}
+    unknown, middling = ["not measured"] * 3, ["0.50 ± 0.00", "0.60 ± 0.00"]
     assert foresight([record]) == [
-        ["textual", "no screen", "yes", "9", "not measured", "not measured", "0%", "1.00", "1.00"],
-        ["textual", "finished answers", "no", "9", "not measured", "not measured", "50%", "1.00", "0.40"],
-        ["textual", "previews at step 2", "no", "9", "0.60 ± 0.00", "40%", "25%", "1.29 ± 0.00", "0.47 ± 0.00"],
-        ["textual", "finished images", "no", "9", "1.00 ± 0.00", "0%", "0%", "1.80 ± 0.00", "0.90 ± 0.00"],
-        ["visual", "no screen", "no", "0", "not measured", "not measured", "0%", "1.00", "1.00"],
-        ["visual", "finished answers", "yes", "0", *["not measured"] * 5],
+        ["textual", "no screen", "yes", "9", *unknown, "0%", "1.00", "1.00"],
+        ["textual", "finished answers", "no", "9", *unknown, "50%", "1.00", "0.40"],
+        ["textual", "previews at step 2", "no", "9", *middling, "40%", "25%", "1.29 ± 0.00", "0.47 ± 0.00"],
+        ["textual", "finished images", "no", "9", *["1.00 ± 0.00"] * 2, "0%", "0%", "1.80 ± 0.00", "0.90 ± 0.00"],
+        ["visual", "no screen", "no", "0", *unknown, "0%", "1.00", "1.00"],
+        ["visual", "finished answers", "yes", "0", *["not measured"] * 6],
     ]
     early = {"none": AutoScreen(None, 1, before["textual"].foresights)}
     assert auto_line(early, costs, settings) == 'screens: pathway "none" screens nothing yet (1 group measured)'

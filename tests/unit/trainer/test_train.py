@@ -73,6 +73,7 @@ def test_a_screen_that_keeps_all_equals_no_screen(make_policy: MakePolicy, tiny_
     assert (one["previews"], one["kept"], one["threshold"], one["pass_rate"]) == (8, 8, None, 1.0)
     for modality, limit in (("image", 1e-6), ("text", 1e-5)):
         assert abs(one[f"ratio_max_{modality}"] - 1) < limit
+        assert abs(one[f"ratio_min_{modality}"] - 1) < limit
         assert one[f"clip_fraction_{modality}"] == 0
 
 

@@ -61,6 +61,7 @@ GRADIENT_FLOOR: Final = 1e-3  # a tensor's gradient counts as at least this shar
 COSINES: Final = ("gradient_cosine_text", "gradient_cosine_image")  # a split policy does not have them
 ROUNDED: Final = (
     *("loss_text", "loss_image", "grad_norm", "kl_text", "kl_image", "ratio_max_text", "ratio_max_image"),
+    *("ratio_min_text", "ratio_min_image"),
     *("kl_image_by_step", *COSINES),
 )
 # Three groups a step: for Show-o a visual, a textual and a GenEval group, which has no text.

@@ -134,11 +134,16 @@ def test_the_sums_of_a_measured_group() -> None:
     for score, reward in zip(x, y, strict=True):
         found = found.add([*score, None, 1.0], [*reward, 1.0, None], G, last=False)
     weight = np.array([[MEMORY], [1.0]])
-    xc, yc = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
-    covariance = [(weight * a * b).sum() for a, b in ((xc, yc), (xc, xc), (yc, yc))]
-    expected = covariance[0] / math.sqrt(covariance[1] * covariance[2])
-    assert found.correlation.value == pytest.approx(expected)
-    ranked = np.sort(xc, 1)
+
+    def correlation(one: np.ndarray, other: np.ndarray) -> float:
+        a, b = one - one.mean(1, keepdims=True), other - other.mean(1, keepdims=True)
+        ab, aa, bb = ((weight * product).sum() for product in (a * b, a * a, b * b))
+        return float(ab / math.sqrt(aa * bb))
+
+    assert found.correlation.value == pytest.approx(correlation(x, y))
+    x_rank, y_rank = (np.argsort(np.argsort(one, 1), 1) for one in (x, y))
+    assert found.rank_correlation.value == pytest.approx(correlation(x_rank, y_rank))
+    ranked = np.sort(x - x.mean(1, keepdims=True), 1)
     kept = np.concatenate([ranked[:, :4], ranked[:, -5:]], 1)
     contrast = np.square(kept).sum(1) / x.var(1, ddof=1) / (G - 1) - 1
     assert found.contrast == pytest.approx((weight[:, 0] * contrast).sum())

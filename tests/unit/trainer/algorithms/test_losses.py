@@ -104,7 +104,7 @@ def test_statistics_without_decisions_are_none() -> None:
     loss, stats = clipped_loss(logs((0.5,)), logs((0.5,)), None, ~ones(1, 1), torch.tensor([1.0]), **EVERY)
     assert loss.item() == 0.0
     assert stats == LossStats()
-    assert [stats.ratio_max, stats.clip_fraction, stats.kl] == [None] * 3
+    assert [stats.ratio_min, stats.ratio_max, stats.clip_fraction, stats.kl] == [None] * 4
     some = LossStats(2, 1, 0.5, 2.0, 0.1)
     assert stats + some == some == some + stats
     assert LossStats(**json.loads(json.dumps(asdict(some)))) + stats == some
