@@ -16,11 +16,12 @@ Groups of arms, with the CPU minutes of one seed, measuring included (estimates:
 Measured elsewhere: the columns of UnifyBench and UnifyBench++ by benchmarks.personal_suites (15 minutes), one step at
 full size by benchmarks.personal_real_size, and the base itself by `make weights` (90).
 
-An arm is one concept, one seed and some settings. Its result is one JSON in RUNS/results, and an arm that has one is
-not run again: the same command continues after any stop. `--minutes` begins no arm after so long.
-The CPU time of a stage that was stopped and resumed is unknown, null. An arm of "ablations" is all concepts, one seed
-and --steps (`benchmarks.personalization.ablations`). A result that was made with other settings, by --config or the
-environment, is refused. The summary has all arms in RUNS, whatever --only says; images of "stages" are next to it.
+An arm is one concept, one seed and some settings. Its result is one JSON in a directory with the name of OUT without
+its suffix, and an arm that has one is not run again: the same command continues after any stop. `--minutes` begins no
+arm after so long. The CPU time of a stage that was stopped and resumed is unknown, null. An arm of "ablations" is all
+concepts, one seed and --steps (`benchmarks.personalization.ablations`). A result that was made with other settings, by
+--config or the environment, is refused, and so are arms of two base models. The summary has all arms with a result,
+whatever --only says; images of "stages" are next to it.
 
 Facts that only text states are measured by the detector's accessory pixels; chance is .1, and "clear" prompts say the
 colour themselves. "no rows" calls the concept by its class.
@@ -50,6 +51,7 @@ from benchmarks.personalization.measure import Figures, Meter, drawn
 from benchmarks.personalization.page import stages_page
 from benchmarks.timed import check_facts
 from embedded import world
+from synod.errors import SettingsError
 from trainer.checkpoint import flattened
 from trainer.images import write_whole
 from trainer.personalize.files import load_into
@@ -189,19 +191,28 @@ def _silent(message: str) -> None:
 
 
 def summary(results: Path) -> dict[str, Any]:
-    """Return mean, standard error over concepts and seeds, and n of every figure, by arm and stage."""
+    """Return mean, standard error over concepts and seeds, and n of every figure, by arm and stage.
+
+    Raises SettingsError for arms of several base models.
+    """
     values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for path in sorted(results.glob("*.json")):
-        one = json.loads(path.read_text())
+    found = {path: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    bases = {one.get("base"): path for path, one in found.items()}
+    if len(bases) > 1:
+        raise SettingsError(
+            f"results of {len(bases)} base models, such as {', '.join(map(str, bases.values()))}; remove those of the "
+            "former one, and its arms are measured again"
+        )
+    for one in found.values():
         name = f"{one['arm']['group']}/{one['arm']['name']}"
         for stage, figures in one["figures"].items():
             for figure, value in {**figures, "cpu_s": one["cpu_s"].get(stage)}.items():
                 if value is not None:
                     values[name, stage, figure].append(float(value))
     table: dict[str, Any] = {}
-    for (name, stage, figure), found in values.items():
-        error = round(float(np.std(found, ddof=1)) / math.sqrt(len(found)), 4) if len(found) > 1 else None
-        row = {"mean": round(float(np.mean(found)), 4), "error": error, "n": len(found)}
+    for (name, stage, figure), some in values.items():
+        error = round(float(np.std(some, ddof=1)) / math.sqrt(len(some)), 4) if len(some) > 1 else None
+        row = {"mean": round(float(np.mean(some)), 4), "error": error, "n": len(some)}
         table.setdefault(name, {}).setdefault(stage, {})[figure] = row
     return table
 
@@ -225,13 +236,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out",
         type=Path,
         default=ROOT / "benchmarks/results/personalization.json",
-        help="the result (%(default)s)",
+        help="the summary; results of arms go next to it (%(default)s)",
     )
     parser.add_argument("--steps", type=int, default=40, help="updates of Sync-GRPO in an arm of ablations (40)")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the service that rewards them")
     parser.add_argument("--summary", action="store_true", help="only print the table of finished arms")
     options = parser.parse_args(arguments)
-    jobs, results = _jobs(options), options.runs.resolve() / "results"
+    jobs, results = _jobs(options), options.out.with_suffix("")
     until = time.monotonic() + 60 * options.minutes
     for key, job in jobs.items():
         if (path := results / f"{key}.json").exists():

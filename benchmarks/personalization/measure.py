@@ -107,7 +107,7 @@ class Meter:
         found = {"der": float(own.mean()), "rank_1": float(np.mean(own > np.max(rivals, 0)))}
         if self._profile.kind == "person":
             found["fer"] = float(self._likeness(self._fer, images, self._photographs).mean())
-        return found
+        return found | {"likeness": found.get("fer", found["der"])}
 
     def _likeness(self, scorer: Scorer, images: Sequence[Pixels], references: tuple[Pixels, ...]) -> NDArray[Any]:
         concept = Concept(self._profile.kind, self.concept.class_word, self.concept.name)

@@ -47,8 +47,8 @@ def test_fewer_photographs_are_a_whole_folder(tmp_path: Path) -> None:
 
 def test_the_summary_has_means_and_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.personalization.__main__.commit", lambda: "0000000")  # which starts git
-    results = tmp_path / "runs/results"
-    results.mkdir(parents=True)
+    results = tmp_path / "out"
+    results.mkdir()
     for name, value in (("a", 0.2), ("b", 0.6)):
         record = {"arm": {"group": "g", "name": "n"}, "figures": {"stage 1": {"der": value}}, "cpu_s": {"stage 1": 9.0}}
         (results / f"{name}.json").write_text(json.dumps(record))
@@ -58,6 +58,9 @@ def test_the_summary_has_means_and_errors(tmp_path: Path, monkeypatch: pytest.Mo
     out = tmp_path / "out.json"
     assert main(["--summary", "--only", "stages", "--runs", str(tmp_path / "runs"), "--out", str(out)]) == 0
     assert json.loads(out.read_text())["left"] == 6
+    (results / "c.json").write_text(json.dumps({**record, "base": "another"}))
+    with pytest.raises(SettingsError, match=r"results of 2 base models, such as .*b\.json, .*c\.json"):
+        summary(results)
 
 
 def test_ablations_have_settings_and_prompts(tmp_path: Path) -> None:
@@ -195,7 +198,7 @@ def test_a_killed_queue_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(Killed):
         main(given)
     assert main(given) == 0
-    results = sorted((tmp_path / "runs/results").iterdir())
+    results = sorted((tmp_path / "out").iterdir())
     assert [path.name for path in results] == ["grid--uma-0.json", "grid-a-uma-0.json", "grid-aa-uma-0.json"]
     assert all(json.loads(path.read_text())["figures"] for path in results)
     assert len(trainer.finished) == 3 + (until % 3 == 2)  # a result that was never written is made again, once

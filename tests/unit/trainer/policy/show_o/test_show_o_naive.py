@@ -169,6 +169,19 @@ def test_answers(policy: ShowO, uniforms: Uniforms, image: Any, sharpness: float
         assert all(a == b for a, b in pairwise(lengths[:6]))
 
 
+def test_an_answer_of_a_hundred_tokens(policy: ShowO, uniforms: Uniforms, image: Any) -> None:
+    """Show-o #49: the public code's mask does not grow with its answer. Every shorter answer is a part of this one."""
+    policy.module.double()
+    policy.phi.lm_head.bias.data[policy.vocab.id(END)] = -1e4  # it never ends
+    query, uniform = Query("what color is <bo>?", image), uniforms(1, 100, seed=6)
+    (segment,) = policy.reason(query, uniform)
+    with torch.no_grad():
+        ids, logps = naive_answer(policy, query, uniform[0].tolist())
+    assert len(ids) == 100
+    assert segment.ids_S.tolist() == ids
+    np.testing.assert_allclose(segment.logp_S.numpy(), logps, atol=1e-5)
+
+
 def chosen(logp: Tensor, segments: list[ImageSegment], step: int) -> Tensor:
     """Sum over the decisions of one step, weighted unevenly."""
     codes, masked = (torch.stack([getattr(s, name)[step] for s in segments]) for name in ("codes_TN", "masked_TN"))
