@@ -56,6 +56,7 @@ CASES = (
     MOVING,
     Case(family="flow"),
     Case(family="flow", trained="lora", mode="shard"),
+    Case(family="joint"),
 )
 RESUMED = (Case(), SPLIT)
 

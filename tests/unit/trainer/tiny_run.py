@@ -52,12 +52,17 @@ def write_data(folder: Path) -> None:
         (concept / f"train/{i}.png").write_bytes(encode_png(np.full((8, 8, 3), 60 * i, np.uint8)))
 
 
-def make_settings(folder: Path, text: str = "", overrides: Mapping[str, str] | None = None) -> TrainerSettings:
+DATA = """task = "sync_r1"
+concepts = "concepts"
+prompts = "prompts.jsonl"
+heldout = "./prompts.jsonl"
+"""
+
+
+def make_settings(
+    folder: Path, text: str = "", overrides: Mapping[str, str] | None = None, data: str = DATA
+) -> TrainerSettings:
     """Return the smallest settings for `write_data(folder)` and a model in `folder/model`, with added text."""
     path = folder / "train.toml"
-    path.write_text(
-        '[trainer]\nrun_dir = "run"\n[trainer.policy]\nmodel = "./model"\n'
-        '[trainer.data]\ntask = "sync_r1"\nconcepts = "concepts"\n'
-        f'prompts = "prompts.jsonl"\nheldout = "./prompts.jsonl"\n{text}'
-    )
+    path.write_text(f'[trainer]\nrun_dir = "run"\n[trainer.policy]\nmodel = "./model"\n[trainer.data]\n{data}{text}')
     return load(path, {f"SYNOD__TRAINER__{key}": value for key, value in (overrides or {}).items()})

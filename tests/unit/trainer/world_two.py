@@ -27,9 +27,10 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from synod.contracts import ScoreItem
+from tests import tiny_vlm
 from tests.unit.trainer.gaussian_policy import GaussianPolicy, closeness
 from tests.unit.trainer.loops import UPDATES_ARE_DEAR, lines, priced
-from tests.unit.trainer.reward_services import Judge, brightness, redness
+from tests.unit.trainer.reward_services import Judge, brightness, brightness_or_length, redness
 from tests.unit.trainer.tiny_flow import FLOW, TEXT, write_pipeline
 from tests.unit.trainer.tiny_run import TINY, make_settings, write_data
 from tests.unit.trainer.tiny_show_o import make_show_o, make_vocabulary, make_vq
@@ -76,7 +77,21 @@ OF_FAMILY: Final = {
     "show_o": {"DATA__GENEVAL_SHARE": "0.3333", "OPTIMIZER__LR": "0.01"},
     "gaussian": {"DATA__GENEVAL_SHARE": "1.0", "LOSS__IMAGE__LR": "0.1", "LOSS__IMAGE__BETA": "1e-3"},
     "flow": {**FLOW, "POLICY__MODEL": '"./sd3"', "LOSS__IMAGE__LR": "100", "LOSS__IMAGE__BETA": "1e-3"},
+    "joint": {  # a language model that answers before a flow draws: UniRL-Zero's scenario 5
+        "POLICY__FAMILY": "flow",
+        "POLICY__MODEL": '"./sana"',
+        "POLICY__MAX_TEXT_LENGTH": "8",
+        "POLICY__LANGUAGE__MODEL": '"./language"',
+        "POLICY__LANGUAGE__MAX_NEW_TOKENS": "4",
+        "DATA__QUERY": '"answer this {prompt}"',
+        "REWARDS__TERMS": '[{scorer = "geneval"}, {of = "answer", scorer = "format"}]',
+        "LOSS__TEXT__LR": "0.02",
+        "LOSS__IMAGE__LR": "10",
+        "LOSS__IMAGE__BETA": "1e-3",
+    },
 }
+SCENES: Final = [{"prompt": f"a photo of {words}"} for words in ("red cat", "two dogs", "a dog", "bright cats")]
+WORDS: Final = ("a", "photo", "of", "answer", "this", "red", "cat", "dogs", "Yes", "No")  # of the language model
 
 
 @dataclass(frozen=True)
@@ -87,7 +102,7 @@ class Case:
     options  overrides of settings, such as {"OPTIMIZER__EMA": "0.9"}, on one rank and on two
     """
 
-    family: Literal["show_o", "gaussian", "flow"] = "show_o"
+    family: Literal["show_o", "gaussian", "flow", "joint"] = "show_o"
     trained: Literal["full", "lora"] = "full"
     mode: Literal["replicate", "shard"] = "replicate"
     options: Mapping[str, str] = field(default_factory=dict)
@@ -110,7 +125,20 @@ class Case:
         options = {**COMMON, **OF_FAMILY[self.family], **size, **lora, **shard, **self.options, **overrides}
         if self.family == "flow" and not (folder / "sd3").exists():
             write_pipeline(folder / "sd3", "sd3")
+        if self.family == "joint":
+            return make_settings(folder, TEXT, options, _joint(folder))
         return make_settings(folder, TEXT if self.family == "flow" else TINY, options)
+
+
+def _joint(folder: Path) -> str:
+    """Write a language model, a pipeline and prompts, if they are not there; return the table [trainer.data]."""
+    if not (folder / "language").exists():
+        write_pipeline(folder / "sana", "sana")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            tiny_vlm.qwen(folder / "language", WORDS)
+        (folder / "scenes.jsonl").write_text("\n".join(map(json.dumps, SCENES)) + "\n")
+    return 'prompts = "scenes.jsonl"\n'
 
 
 @dataclass(frozen=True)
@@ -220,8 +248,8 @@ def make_judge(case: Case) -> Judge:
 
     Those of a flow policy are rounded: the last bit of a few pixels depends on the order of sums.
     """
-    if case.family == "flow":
-        return Judge(lambda item: round(brightness(item), 2), lambda item: round(redness(item), 2))
+    if case.family in ("flow", "joint"):
+        return Judge(lambda item: round(brightness_or_length(item), 2), lambda item: round(redness(item), 2))
     return Judge(closeness, closeness) if case.family == "gaussian" else Judge(lost_for_cats, redness)
 
 
