@@ -34,13 +34,14 @@ from services.settings import load
 from synod.client import SynodClient
 from synod.contracts import ItemResult, Score, ScoreFailure, ScoreRequest
 from synod.errors import SettingsError, Unavailable
-from trainer.evaluate.compare import paired
+from trainer.evaluate.compare import Paired, paired
 from trainer.evaluate.heldout import AFTER, BEFORE, load_evaluation
 from trainer.report.metrics import read, steps_saved
 from trainer.report.page import fragment
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "deploy/configs/embedded.toml"
+PARTS = {"tier": "answers (TIER)", "image part": "images", "official": "GenEval's official verdict"}  # that may change
 BATCH = 8  # samples per request: several requests, so that the service batches across them
 STOP_GRACE_S = 20.0
 console = Console()
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--port", type=int, help="HTTP port (default: that of the settings, or a free one if it is busy)"
     )
     parser.add_argument("--steps", type=int, default=25, help="training steps (25)")
-    parser.add_argument("--prompts", type=int, default=100, help="held-out prompts before and after training (100)")
+    parser.add_argument("--prompts", type=int, default=300, help="held-out prompts before and after training (300)")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "runs/demo", help="directory of summary and report (runs/demo)"
     )
@@ -120,15 +121,16 @@ def train(run_dir: Path, port: int, steps: int, prompts: int) -> None:
 
 
 def trained(run_dir: Path) -> dict[str, Any]:
-    """Summarise the training: held-out reward before and after, its paired change, steps, and what screening saved."""
-    before, after = (load_evaluation(run_dir / name) for name in (BEFORE, AFTER))
-    reward, records = paired(before, after)["reward"], read(run_dir)
+    """Summarise the training: held-out reward before and after, paired changes, steps, and what screening saved."""
+    found = paired(*(load_evaluation(run_dir / name) for name in (BEFORE, AFTER)))
+    reward, records = found["reward"], read(run_dir)
     rates = [r["pass_rate"] for r in records if r["pass_rate"] is not None]
     thresholds = [r["threshold"] for r in records if r["threshold"] is not None]
     return {
         "reward_before": asdict(reward.before),
         "reward_after": asdict(reward.after),
-        "reward_change": {"mean": reward.difference, "stderr": reward.stderr, "n": reward.n},
+        "reward_change": _change(reward),
+        "changes": {name: _change(found[name]) for name in PARTS if name in found},
         "steps": len(records),
         "dgs": {
             "pass_rate": statistics.fmean(rates) if rates else None,
@@ -137,6 +139,10 @@ def trained(run_dir: Path) -> dict[str, Any]:
             "denoising_steps_saved_ratio": steps_saved(records),
         },
     }
+
+
+def _change(found: Paired) -> dict[str, float | None]:
+    return {"mean": found.difference, "stderr": found.stderr, "n": found.n}
 
 
 def display(path: Path) -> str:
@@ -291,6 +297,8 @@ def show(scored: Sequence[Scored], summary: dict[str, Any]) -> None:
         f"{estimate(change, '+.3f')} prompt by prompt ({change['n']} prompts)"
         + ("" if saved is None else f"; screening saved {100 * saved:.0f} % of the denoising steps")
     )
+    parts = (f"{PARTS[name]} {estimate(one, '+.3f')}" for name, one in summary["changes"].items())
+    console.print(f"of it: {', '.join(parts)}")
     console.print("seconds: " + ", ".join(f"{phase} {spent:.1f}" for phase, spent in summary["seconds"].items()))
 
 

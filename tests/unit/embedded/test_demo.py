@@ -69,6 +69,9 @@ def test_the_change_of_the_reward_has_a_paired_error(tmp_path: Path) -> None:
         "stderr": pytest.approx(rises.std(ddof=1) / np.sqrt(len(rises))),
         "n": 10,
     }
+    answers = [[row.components.get("tier") for row in load_evaluation(run / name).rows] for name in (BEFORE, AFTER)]
+    rises = np.array([b - a for a, b in zip(*answers, strict=True) if a is not None and b is not None])
+    assert found["changes"]["tier"]["mean"] == pytest.approx(rises.mean())
     json.dumps(found)
 
 
