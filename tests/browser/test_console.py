@@ -16,7 +16,7 @@ from services.gateway import auth
 from services.scorers.base import Need
 from services.settings import AuthSettings, EnsembleSettings, LimitSettings
 from synod import errors
-from synod.contracts import Origin, Outcome, Score, ScoreItem
+from synod.contracts import About, Concept, Origin, Outcome, Score, ScoreItem
 from synod.errors import NoReferenceFace, SynodError
 from synod.images import encode_png
 
@@ -165,6 +165,40 @@ async def test_only_fields_of_selected_scorers_are_shown(console: Any, scorers: 
         await tick(seen.page)
         await seen.page.click("#score")
         assert await seen.page.text_content("#failure") == "Select a scorer or a reward."
+
+
+async def test_what_is_known_of_a_concept_is_sent(console: Any, small: Callable[..., Any], image: Any) -> None:
+    seen_by_scorer: list[Concept | None] = []
+
+    def known(item: ScoreItem) -> Outcome:
+        seen_by_scorer.append(item.concept)
+        return Score(0.5)
+
+    async with console({"ber": small("ber", ("image", "prompt"), known)}) as seen:
+        page = seen.page
+
+        async def ask(count: int, **texts: str) -> None:
+            for name, text in texts.items():
+                await page.fill(f"#{name.replace('_', '-')}", text)
+            await page.click("#score")
+            async with asyncio.timeout(30):
+                while len(seen_by_scorer) < count:
+                    await asyncio.sleep(0.02)
+
+        await page.set_input_files("#image", image())
+        await ask(0, prompt="<bo> on grass", concept_facts="<bo> has a red collar")
+        assert "Select the concept's kind" in await page.inner_text("#failure")
+        await page.select_option("#kind", "animal")
+        await ask(1)
+        known_of = {"class_word": "dog", "concept_token": "<bo>", "concept_info": "<bo> is brown."}
+        await ask(2, **known_of, concept_facts="  <bo> has a red collar\n\n<bo> likes tea ")
+        await ask(3, concept_info="", concept_facts="")
+    facts = ("<bo> has a red collar", "<bo> likes tea")
+    assert seen_by_scorer == [
+        Concept("animal", about=About(facts=facts[:1])),
+        Concept("animal", "dog", "<bo>", About("<bo> is brown.", facts)),
+        Concept("animal", "dog", "<bo>"),
+    ]
 
 
 @pytest.mark.parametrize(("width", "height"), [(400, 100), (60, 240)])

@@ -330,6 +330,7 @@ def test_a_new_chart_version_changes_no_pod() -> None:
         ["synod", "train", "CONFIG", "--steps", "3"],
         ["synod", "evaluate", "CONFIG", "--suite", "geneval"],
         ["synod", "evaluate", "/checkpoints/train", "--suite", "geneval"],
+        ["synod", "evaluate", "CONFIG", "--suite", "unify", "--data", "/photographs"],
         ["synod", "evaluate", "showlab/show-o", "--out=/checkpoints/geneval"],
         ["my-program", "two words", "it's", '"quoted"', "$HOME", "`date`", "a;b", "*", "~", "\\", "CONFIGURED", "-é"],
     ],

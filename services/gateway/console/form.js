@@ -169,7 +169,12 @@ function geneval() {
 }
 
 function concept() {
-  const [kind, classWord, token] = ["kind", "class-word", "concept-token"].map((id) => byId(id).value.trim());
-  if (!kind && (classWord || token)) throw new FieldError(byId("kind"), "Select the concept's kind, or clear class word and token.");
-  return kind && { kind, ...(classWord && { class_word: classWord }), ...(token && { token }) };
+  const ids = ["kind", "class-word", "concept-token", "concept-info"];
+  const [kind, classWord, token, info] = ids.map((id) => byId(id).value.trim());
+  const facts = byId("concept-facts").value.split("\n").map((line) => line.trim()).filter(Boolean);
+  if (!kind && (classWord || token || info || facts.length)) {
+    throw new FieldError(byId("kind"), "Select the concept's kind, or clear the other fields of the concept.");
+  }
+  const about = info || facts.length ? { ...(info && { info }), ...(facts.length && { facts }) } : null;
+  return kind && { kind, ...(classWord && { class_word: classWord }), ...(token && { token }), ...(about && { about }) };
 }
