@@ -11,7 +11,7 @@ PARALLEL := $(PYTHON) -m pytest -n 2 --dist loadfile # a file's tests share thei
 .PHONY: help setup demo check test test-full lint format proto up down status weights bench-serving bench-scorers bench-personal chart chart-docs clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: .venv/.installed ## Create .venv from pyproject.toml and constraints.txt
 

@@ -9,7 +9,7 @@ the normal one is the embedded policy, the weak one the first 600 steps of its m
 reward, by deploy/configs/gvu_embedded.toml, with the frozen start as its teacher. The same held-out prompts are drawn
 before and after with the same random numbers, and compared pair by pair: the intrinsic reward, and GenEval's score and
 verdict, which were not trained on. The control trains on rewards that are permuted within each group, so it must not
-rise. OUT has one entry for each start and each control. The same command skips what is finished and continues what was
+move. OUT has one entry for each start and each control. The same command skips what is finished and continues what was
 started; Ctrl-C and SIGTERM stop it.
 
 Time on two idle cores, estimated: rendering for the makers 5 minutes, once; the weak start 7; captions 15 for each

@@ -95,11 +95,13 @@ def train_timed(
     or weights.
     """
     facts = facts_of(settings, policy, marks_s)
+    shared = None if starts is None else starts / facts["start"]
     if (settings.run_dir / AFTER).exists():
         check_facts(settings.run_dir / FACTS, facts)
+        if shared is not None:
+            _copy(settings.run_dir, shared)
         return True
     keep_facts(settings.run_dir / FACTS, facts)
-    shared = None if starts is None else starts / facts["start"]
     if shared is not None:
         _copy(shared, settings.run_dir)
     held_out = Timed(settings, service, log, marks_s, deadline)

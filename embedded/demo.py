@@ -297,8 +297,9 @@ def show(scored: Sequence[Scored], summary: dict[str, Any]) -> None:
         f"{estimate(change, '+.3f')} prompt by prompt ({change['n']} prompts)"
         + ("" if saved is None else f"; screening saved {100 * saved:.0f} % of the denoising steps")
     )
-    parts = (f"{PARTS[name]} {estimate(one, '+.3f')}" for name, one in summary["changes"].items())
-    console.print(f"of it: {', '.join(parts)}")
+    if summary["changes"]:
+        parts = (f"{PARTS[name]} {estimate(one, '+.3f')}" for name, one in summary["changes"].items())
+        console.print(f"by part: {', '.join(parts)}")
     console.print("seconds: " + ", ".join(f"{phase} {spent:.1f}" for phase, spent in summary["seconds"].items()))
 
 

@@ -99,7 +99,7 @@ def doubts(before: Audits, after: Audits, costs: Costs) -> Iterator[str]:
                 f'pathway "{pathway}": the surrogate predicts rewards poorly, with a rank correlation of '
                 f"{_show(rho)} ± {_show(error)} in {audit.groups} groups. Below about {FAIR} a screen hardly ever "
                 f"pays: signal per second {_show(audit.signal_per_second(costs))} of plain groups. Give "
-                '[trainer.screen] select = "auto" or "extremes", or a larger screen_fraction'
+                '[trainer.screen] select = "auto" or "extremes"'
             )
 
 

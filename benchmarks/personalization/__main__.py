@@ -1,7 +1,7 @@
 """Train the unseen concepts of the embedded world in arms, and measure each after every stage.
 
     python -m benchmarks.personalization --only stages --minutes 60
-    python -m benchmarks.personalization --summary                      only the table of all finished arms
+    python -m benchmarks.personalization --summary                      only the summary of all finished arms
 
 Groups of arms, with the CPU minutes of one seed, measuring included (estimates: 4 to train a concept, 3 to measure it):
 
@@ -21,7 +21,8 @@ its suffix, and an arm that has one is not run again: the same command continues
 arm after so long. The CPU time of a stage that was stopped and resumed is unknown, null. An arm of "ablations" is all
 concepts, one seed and --steps (`benchmarks.personalization.ablations`). A result that was made with other settings, by
 --config or the environment, is refused, and so are arms of two base models. The summary has all arms with a result,
-whatever --only says; images of "stages" are next to it.
+whatever --only says, and under "earlier" those of the last summary whose results are not there; images of "stages" are
+next to it.
 
 Facts that only text states are measured by the detector's accessory pixels; chance is .1, and "clear" prompts say the
 colour themselves. "no rows" calls the concept by its class.
@@ -240,13 +241,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, default=40, help="updates of Sync-GRPO in an arm of ablations (40)")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the service that rewards them")
-    parser.add_argument("--summary", action="store_true", help="only print the table of finished arms")
+    parser.add_argument("--summary", action="store_true", help="run nothing; write the summary of finished arms")
     options = parser.parse_args(arguments)
     jobs, results = _jobs(options), options.out.with_suffix("")
     until = time.monotonic() + 60 * options.minutes
     for key, job in jobs.items():
         if (path := results / f"{key}.json").exists():
             check_facts(path, job.facts, json.loads(path.read_text()).get("facts", {}))
+    summary(results)
     for key, job in jobs.items():
         path = results / f"{key}.json"
         if options.summary or path.exists() or time.monotonic() > until:
@@ -255,14 +257,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = {**job.work(), "facts": job.facts}
         write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
         print(json.dumps(found["figures"]), flush=True)
+        summary(results)
     left = sum(not (results / f"{key}.json").exists() for key in jobs)
     document = {"command": command(), "commit": commit(), "machine": machine(), "left": left}
-    document |= {"arms": summary(results), ABLATIONS: tables(results / ABLATIONS, options.seeds, options.steps)}
+    arms_now = summary(results)
+    document |= {"arms": arms_now, "earlier": _earlier(options.out, arms_now)}
+    document[ABLATIONS] = tables(results / ABLATIONS, options.seeds, options.steps)
     write_whole(options.out, (json.dumps(document, indent=1) + "\n").encode())
     if page := stages_page([options.runs / arm.key for arm in arms("stages", 0)]):
         page.quantize().save(options.out.with_suffix(".png"), optimize=True)
     print(f"{len(jobs) - left} of {len(jobs)} arms are done")
     return 0
+
+
+def _earlier(out: Path, now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arms of the last summary that the present one lacks."""
+    last = json.loads(out.read_text()) if out.exists() else {}
+    return {name: one for name, one in {**last.get("earlier", {}), **last.get("arms", {})}.items() if name not in now}
 
 
 @dataclass(frozen=True)

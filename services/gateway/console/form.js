@@ -108,7 +108,7 @@ export class Form {
     }
     const concept = fieldOf("concept");
     concept.hidden = !this.ensemble && !readers.prompt;
-    concept.querySelector("[data-readers]").textContent = "The class word replaces the token in prompts; the kind selects the reward's weights.";
+    concept.querySelector("[data-readers]").textContent = "The class word replaces the token in prompts; the kind selects the reward's weights; a judge may read the rest.";
     byId("ensemble-note").textContent = this.#ensembleNote();
   }
 

@@ -58,6 +58,14 @@ def test_the_summary_has_means_and_errors(tmp_path: Path, monkeypatch: pytest.Mo
     out = tmp_path / "out.json"
     assert main(["--summary", "--only", "stages", "--runs", str(tmp_path / "runs"), "--out", str(out)]) == 0
     assert json.loads(out.read_text())["left"] == 6
+    for name in ("a", "b"):
+        (results / f"{name}.json").rename(tmp_path / f"{name}.json")
+    for _ in range(2):  # what was published once stays
+        assert main(["--summary", "--only", "stages", "--runs", str(tmp_path / "runs"), "--out", str(out)]) == 0
+        written = json.loads(out.read_text())
+        assert (written["arms"], written["earlier"]) == ({}, {"g/n": {"stage 1": found}})
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").rename(results / f"{name}.json")
     (results / "c.json").write_text(json.dumps({**record, "base": "another"}))
     with pytest.raises(SettingsError, match=r"results of 2 base models, such as .*b\.json, .*c\.json"):
         summary(results)
