@@ -152,7 +152,7 @@ def test_two_ranks_equal_one(outcome: Outcome, case: Case) -> None:
     """With three groups, so that one rank draws twice as many."""
     found = outcome.figures[case.name]
     assert found.red == [], found
-    assert found.textless > 0
+    assert (found.textless > 0) == (case.family != "joint")  # whose every prompt asks first
     if case.family == "show_o":
         assert found.skipped > 0
 
