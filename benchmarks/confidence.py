@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         service.check_served(wanted_rewards(first))
         labelled = zip(COMPARED[options.of], (first, second), strict=True)
         found = compare(*(evaluate(make_policy(s), service, held_out(s), s, label) for label, s in labelled))
-    name = " - ".join(COMPARED[options.of][::-1])
-    result = {"command": command(), "machine": machine(), name: {k: asdict(v) for k, v in found.items()}}
+    difference = " - ".join(COMPARED[options.of][::-1])
+    result = {"command": command(), "machine": machine(), difference: {k: asdict(v) for k, v in found.items()}}
     out = options.out or ROOT / f"benchmarks/results/{options.of}.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
     for name, one in found.items():

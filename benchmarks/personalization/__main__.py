@@ -191,12 +191,8 @@ def _silent(message: str) -> None:
     """A benchmark prints its own lines."""
 
 
-def summary(results: Path) -> dict[str, Any]:
-    """Return mean, standard error over concepts and seeds, and n of every figure, by arm and stage.
-
-    Raises SettingsError for arms of several base models.
-    """
-    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+def read_results(results: Path) -> list[dict[str, Any]]:
+    """Return the results of all finished arms. Raises SettingsError for arms of several base models."""
     found = {path: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
     bases = {one.get("base"): path for path, one in found.items()}
     if len(bases) > 1:
@@ -204,7 +200,13 @@ def summary(results: Path) -> dict[str, Any]:
             f"results of {len(bases)} base models, such as {', '.join(map(str, bases.values()))}; remove those of the "
             "former one, and its arms are measured again"
         )
-    for one in found.values():
+    return list(found.values())
+
+
+def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return mean, standard error over concepts and seeds, and n of every figure, by arm and stage."""
+    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for one in found:
         name = f"{one['arm']['group']}/{one['arm']['name']}"
         for stage, figures in one["figures"].items():
             for figure, value in {**figures, "cpu_s": one["cpu_s"].get(stage)}.items():
@@ -248,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for key, job in jobs.items():
         if (path := results / f"{key}.json").exists():
             check_facts(path, job.facts, json.loads(path.read_text()).get("facts", {}))
-    summary(results)
+    read_results(results)  # a mixture is refused before anything is trained
     for key, job in jobs.items():
         path = results / f"{key}.json"
         if options.summary or path.exists() or time.monotonic() > until:
@@ -257,10 +259,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = {**job.work(), "facts": job.facts}
         write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
         print(json.dumps(found["figures"]), flush=True)
-        summary(results)
+        read_results(results)
     left = sum(not (results / f"{key}.json").exists() for key in jobs)
     document = {"command": command(), "commit": commit(), "machine": machine(), "left": left}
-    arms_now = summary(results)
+    arms_now = summary(read_results(results))
     document |= {"arms": arms_now, "earlier": _earlier(options.out, arms_now)}
     document[ABLATIONS] = tables(results / ABLATIONS, options.seeds, options.steps)
     write_whole(options.out, (json.dumps(document, indent=1) + "\n").encode())

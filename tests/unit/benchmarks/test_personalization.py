@@ -15,7 +15,17 @@ import pytest
 
 from benchmarks.personalization import __main__ as queue
 from benchmarks.personalization import ablations, general
-from benchmarks.personalization.__main__ import GROUPS, UNIFY, Arm, arms, fewer_photographs, main, settings_of, summary
+from benchmarks.personalization.__main__ import (
+    GROUPS,
+    UNIFY,
+    Arm,
+    arms,
+    fewer_photographs,
+    main,
+    read_results,
+    settings_of,
+    summary,
+)
 from synod.contracts import ScoreItem
 from synod.errors import SettingsError
 from trainer.data.concepts import read_concepts
@@ -52,7 +62,7 @@ def test_the_summary_has_means_and_errors(tmp_path: Path, monkeypatch: pytest.Mo
     for name, value in (("a", 0.2), ("b", 0.6)):
         record = {"arm": {"group": "g", "name": "n"}, "figures": {"stage 1": {"der": value}}, "cpu_s": {"stage 1": 9.0}}
         (results / f"{name}.json").write_text(json.dumps(record))
-    found = summary(results)["g/n"]["stage 1"]
+    found = summary(read_results(results))["g/n"]["stage 1"]
     assert found["der"] == {"mean": 0.4, "error": pytest.approx(0.2), "n": 2}
     assert found["cpu_s"]["mean"] == 9.0
     out = tmp_path / "out.json"
@@ -68,7 +78,7 @@ def test_the_summary_has_means_and_errors(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / f"{name}.json").rename(results / f"{name}.json")
     (results / "c.json").write_text(json.dumps({**record, "base": "another"}))
     with pytest.raises(SettingsError, match=r"results of 2 base models, such as .*b\.json, .*c\.json"):
-        summary(results)
+        read_results(results)
 
 
 def test_ablations_have_settings_and_prompts(tmp_path: Path) -> None:

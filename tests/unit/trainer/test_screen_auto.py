@@ -12,6 +12,7 @@ import pytest
 
 from synod.contracts import ScoreItem
 from tests.unit.trainer import synthetic
+from tests.unit.trainer.algorithms.test_auto import equal_groups
 from tests.unit.trainer.loops import (
     AUTO,
     UPDATES_ARE_DEAR,
@@ -176,11 +177,6 @@ def test_a_run_moves_its_screens_and_resumes(
     assert whole[-1]["screens"] == {"visual": 4, "textual": 2, "none": 4}
     assert (state.screens["textual"].foresights[0].correlation.value or 0.0) > 0.9
     assert state.screens["visual"].foresights[0].correlation.value is None  # equal scores
-
-
-def equal_groups(count: int, rho: float) -> Correlation:
-    """The sums over so many groups with one correlation."""
-    return Correlation(count, count * rho, count, count, tuple(count * one for one in (rho**2, rho, rho, 1, 1, 1)))
 
 
 def test_it_is_said_where_screens_move(tiny_settings: MakeSettings) -> None:

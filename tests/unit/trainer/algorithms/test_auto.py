@@ -19,12 +19,15 @@ ONE = Work(1, 1, 1, 1, 1, 1)
 STEPS_ONLY = Costs(Work(steps=1.0), ONE)  # a denoising step takes a second, nothing else any time
 
 
+def equal_groups(count: int, rho: float) -> Correlation:
+    """The sums over so many groups with one correlation."""
+    return Correlation(count, count * rho, count, count, tuple(count * one for one in (rho**2, rho, rho, 1, 1, 1)))
+
+
 def known(rho: float, contrast: float, error: float = 0.0, groups: int = 10) -> Foresight:
     """The sums over groups of equal correlations; the signal of rho 1 has this standard error."""
-    sums = [groups * one for one in (rho, 1.0, 1.0)]
-    squares = tuple(groups * one for one in (rho**2, rho, rho, 1.0, 1.0, 1.0))
     total = groups * (contrast**2 + (groups - 1) * error**2)
-    return Foresight(Correlation(groups, *sums, squares), groups * contrast, total)
+    return Foresight(equal_groups(groups, rho), groups * contrast, total)
 
 
 def gains(screen: AutoScreen, costs: Costs = STEPS_ONLY) -> dict[int | None, Estimate]:
