@@ -22,6 +22,8 @@ PERSONALIZE_COMMAND = ["synod", "personalize", "CONFIG"]
         ("gateway.replicas", 0, "minimum"),
         ("gateway.replicas", "two", "integer"),
         ("gateway.port", 80, "1,024"),
+        ("gateway.grpcPort", 80, "'/gateway/grpcPort'.*1,024"),
+        ("gateway.grpcPort", -1, "'/gateway/grpcPort'.*1,024"),
         ("gateway.resources.limits", {"cpu": None}, "cpu"),
         ("images.pullPolicy", "Sometimes", "IfNotPresent"),
         ("images.gateway.repository", "", "minLength"),
@@ -67,6 +69,19 @@ def test_the_schema_refuses_invalid_values(path: str, value: Any, message: str) 
         ({"ingress": {"enabled": True, "host": "h.example"}}, "carry tokens unencrypted"),
         ({"overrides": {"SYNOD__SERVER__HOST": "127.0.0.1"}}, "is set by the chart: use gateway.port"),
         ({"overrides": {"SYNOD__AUTH__TOKENS_FILE": "/x"}}, "is set by the chart"),
+        (
+            {"config": '[auth]\ntokens_env = "TOKENS"'},
+            r"\[auth\] tokens_env is 'TOKENS' .*, but the chart sets tokens_file, .*: remove tokens_env, and name a ",
+        ),
+        ({"overrides": {"SYNOD__AUTH__TOKENS_ENV": "TOKENS"}}, r"\[auth\] tokens_env is 'TOKENS' in config or overrid"),
+        (
+            {"config": "[server]\ngrpc_port = 9001", "gateway": {"grpcPort": 0}},
+            r"grpc_port is 9001 .* but gateway.grpcPort = 0 .*: remove grpc_port, or set gateway.grpcPort=9001",
+        ),
+        (
+            {"overrides": {"SYNOD__SERVER__GRPC_PORT": 9001}, "gateway": {"grpcPort": 0}},
+            r"\[server\] grpc_port is 9001 in config or overrides, but gateway.grpcPort = 0 turns gRPC off",
+        ),
         ({"trainer": {"enabled": True, "overrides": {"SYNOD__TRAINER__RUN_DIR": "/x"}}}, "use trainer.run"),
         (
             {"trainer": {"enabled": True, "command": ["synod", "evaluate", "RUN"], "config": "[trainer]"}},

@@ -95,6 +95,29 @@ CASES: list[tuple[Object, str, Any]] = [
     (OWN, "PodDisruptionBudget[demo-synod-scorer-hpsv3].spec.minAvailable", 2),
     (OWN_CPU, f"{OLD}.rayStartParams.num-cpus", "7"),
     (OWN_CPU, f"{OLD}.rayStartParams.num-gpus", MISSING),
+    # and what they set stays, also 0 and []
+    (OWN, f"{HPSV3}.template.spec.tolerations.0.key", "nvidia.com/gpu"),
+    (merged(OWN, nested("environments.hpsv3.tolerations", [])), f"{HPSV3}.template.spec.tolerations", MISSING),
+    (merged(OWN_CPU, nested("environments.old.replicas", 0)), OLD, MISSING),
+    (merged(ON, OWN_CPU, nested("environments.old", {"replicas": 0, "minReplicas": 0})), f"{OLD}.replicas", 0),
+    (merged(ON, OWN_CPU), f"{OLD}.minReplicas", 1),
+    (merged(ON, OWN_CPU, nested("environments.old.minReplicas", 0)), f"{OLD}.minReplicas", 0),
+    (merged(ON, OWN_CPU, nested("environments.old.maxReplicas", 0)), f"{OLD}.minReplicas", 0),
+    (merged(ON, OWN_CPU, nested("environments.old.maxReplicas", 0)), f"{OLD}.maxReplicas", 0),
+    (
+        merged(OWN_CPU, nested("environments.old.resources.requests.cpu", 0)),
+        f"{OLD}.template.spec.containers.ray.resources.requests",
+        {"cpu": 0, "memory": "6Gi"},
+    ),
+    # an override by 0 counts in the check of the pods' capacity
+    (
+        {
+            "config": '[scorers.ber]\nkind = "ber"\nserving = { num_gpus = 0.5 }\n',
+            "overrides": {"SYNOD__SCORERS__BER__SERVING__NUM_GPUS": "0"},
+        },
+        "RayService.metadata.name",
+        "demo-synod",
+    ),
     # the cluster
     ({}, f"{CLUSTER}.authOptions", {"mode": "token"}),
     ({}, f"{CLUSTER}.headGroupSpec.rayStartParams.num-cpus", "0"),
@@ -131,6 +154,8 @@ CASES: list[tuple[Object, str, Any]] = [
     ({"ingress": {"enabled": True, "host": "h.example", "allowPlainHttp": True}}, "Ingress.spec.tls", MISSING),
     ({}, "NetworkPolicy[demo-synod-gateway].spec.ingress.0.from", MISSING),
     ({}, "NetworkPolicy[demo-synod-service-operator].spec.ingress.0.ports", [{"port": 8265}]),
+    (nested("networkPolicy.operatorFrom", []), "NetworkPolicy[demo-synod-service-operator].spec.ingress", []),
+    (nested("networkPolicy.metricsFrom", []), "NetworkPolicy[demo-synod-metrics].spec.ingress", []),
     ({}, "NetworkPolicy[demo-synod-trainer]", MISSING),
     ({}, "NetworkPolicy[demo-synod-egress]", MISSING),
     ({"networkPolicy": {"enabled": False}}, "NetworkPolicy", MISSING),
@@ -405,11 +430,22 @@ def test_selectors_of_services_and_policies(workers: Object) -> None:
         assert len(chosen(budget["spec"]["selector"]["matchLabels"])) == 1
 
 
-def test_only_gateway_ports_are_open_to_all_peers() -> None:
-    for policy in (o for o in render() if o["kind"] == "NetworkPolicy"):
+@pytest.mark.parametrize(
+    "peers",
+    [{}, {"metricsFrom": [], "operatorFrom": []}, {"metricsFrom": None, "operatorFrom": None}],
+    ids=["default", "empty", "null"],
+)
+def test_only_gateway_ports_are_open_to_all_peers(peers: Object) -> None:
+    """Kubernetes reads a rule with an empty `from` as open to all, and leaves a pod open that no policy selects."""
+    objects = render(merged(TRAINER, {"networkPolicy": peers}))
+    policies = [one for one in objects if one["kind"] == "NetworkPolicy"]
+    for policy in policies:
         for rule in policy["spec"]["ingress"]:
             ports = {port["port"] for port in rule.get("ports", [])}
             assert rule.get("from") or ports == {"http", "grpc"}, policy["metadata"]["name"]
+    for component, template in pod_templates(objects):
+        labels = template["metadata"]["labels"].items()
+        assert any(one["spec"]["podSelector"]["matchLabels"].items() <= labels for one in policies), component
 
 
 def test_notes_name_existing_objects() -> None:

@@ -10,7 +10,7 @@
 {{- range $key := trimPrefix "SYNOD__" $name | lower | splitList "__" | reverse -}}
 {{- $tree = dict $key $tree -}}
 {{- end -}}
-{{- $settings = mergeOverwrite $settings $tree -}}
+{{- include "synod.setAll" (dict "of" $tree "in" $settings) -}}
 {{- end -}}
 {{- toJson $settings -}}
 {{- end }}
@@ -43,6 +43,19 @@
 {{- if or (has $one (list 8080 52365)) (and (ge $one 10002) (le $one 19999)) -}}
 {{- fail (printf "gateway.%s is %d, a port that Ray uses in the gateway's pod: choose one other than 8080, 52365 and 10002 to 19999" $field $one) -}}
 {{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- /* Fail if the service's settings contradict what the chart sets. */}}
+{{- define "synod.checkSettings" -}}
+{{- $settings := include "synod.settings" . | fromJson -}}
+{{- $auth := dig "auth" dict $settings -}}
+{{- if hasKey $auth "tokens_env" -}}
+{{- fail (printf "[auth] tokens_env is '%v' in config or overrides, but the chart sets tokens_file, and a service has one source of tokens: remove tokens_env, and name a Secret with the tokens in auth.existingSecret" $auth.tokens_env) -}}
+{{- end -}}
+{{- $grpc := dig "server" "grpc_port" 0 $settings | int -}}
+{{- if and $grpc (not .Values.gateway.grpcPort) -}}
+{{- fail (printf "[server] grpc_port is %d in config or overrides, but gateway.grpcPort = 0 turns gRPC off: remove grpc_port, or set gateway.grpcPort=%d" $grpc $grpc) -}}
 {{- end -}}
 {{- end }}
 

@@ -31,10 +31,28 @@ gpus is 0 for a group without GPUs; resource is the Ray resource of an environme
 {{- $gpu := merge (dict "image" .Values.images.scorer) .Values.scorers.gpu -}}
 {{- $groups := dict "cpu" $cpu "gpu" $gpu -}}
 {{- range $name, $own := .Values.environments -}}
-{{- $rest := gt (int (default 0 $own.gpus)) 0 | ternary $gpu $cpu -}}
-{{- $_ := set $groups $name (merge (dict "resource" $name) (deepCopy $own) (dict "replicas" 1 "minReplicas" (min 1 (int (default 1 $own.maxReplicas)))) (deepCopy $rest)) -}}
+{{- $group := gt (int (default 0 $own.gpus)) 0 | ternary $gpu $cpu | deepCopy -}}
+{{- $most := hasKey $own "maxReplicas" | ternary $own.maxReplicas 1 -}}
+{{- $_ := set $group "resource" $name -}}
+{{- $_ := set $group "replicas" 1 -}}
+{{- $_ := set $group "minReplicas" (min 1 (int $most)) -}}
+{{- include "synod.setAll" (dict "of" $own "in" $group) -}}
+{{- $_ := set $groups $name $group -}}
 {{- end -}}
 {{- toJson $groups -}}
+{{- end }}
+
+{{- /* Set every value of the map `of` in the map `in`, map by map. Sprig's merge and mergeOverwrite would not set 0, false,
+"" and []. */}}
+{{- define "synod.setAll" -}}
+{{- range $key, $value := .of -}}
+{{- $before := index $.in $key -}}
+{{- if and (kindIs "map" $value) (kindIs "map" $before) -}}
+{{- include "synod.setAll" (dict "of" $value "in" $before) -}}
+{{- else -}}
+{{- $_ := set $.in $key $value -}}
+{{- end -}}
+{{- end -}}
 {{- end }}
 
 {{- define "synod.serviceAccount" -}}
