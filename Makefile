@@ -73,5 +73,5 @@ chart: setup ## Lint and render the Helm chart and check every object that it cr
 chart-docs: setup ## Write the generated files of the chart: schema, value table, dashboards, default TOML
 	@$(PYTHON) -m helm.generate
 
-clean: ## Remove what the targets above made, .venv included
-	@rm -rf .venv build dist runs *.egg-info
+clean: ## Remove what the targets above made, .venv included; trainings in runs/ stay
+	@rm -rf .venv build dist *.egg-info runs/bench-serving runs/console runs/demo runs/service

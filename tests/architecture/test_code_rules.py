@@ -93,3 +93,15 @@ def test_every_make_target_of_the_readme_exists() -> None:
     named = set(re.findall(r"(?:`|^    )make ([a-z-]+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE))
     assert {"demo", "test"} <= named
     assert named <= targets
+
+
+def test_make_clean_keeps_the_runs_of_trainings() -> None:
+    """It removes the directories that make's own targets write, and no other of runs/."""
+    (recipe,) = re.findall(r"^clean:.*\n\t@rm -rf (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    removed = {path for path in recipe.split() if path.startswith("runs")}
+    assert removed >= {"runs/service", "runs/demo"}
+    assert all(re.fullmatch(r"runs/[\w-]+", path) for path in removed)
+    configs = "".join(path.read_text() for path in (ROOT / "deploy/configs").rglob("*.toml"))
+    trained = {path.removeprefix("../../") for path in re.findall(r'^run_dir = "(.*)"', configs, flags=re.MULTILINE)}
+    assert "runs/train" in trained
+    assert not removed & trained
