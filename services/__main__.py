@@ -25,8 +25,9 @@ import subprocess
 import sys
 import time
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -39,7 +40,9 @@ from services.scorers import registry
 from services.scorers.fer import FerSettings
 from services.scorers.fer import build as build_fer
 from services.settings import Settings
-from synod.errors import SettingsError
+from synod import hub
+from synod.contracts import Pixels
+from synod.errors import SettingsError, SynodError
 from synod.images import ImageLimits, decode
 from synod.scoring import pairs, show
 from synod.toml import ENV_PREFIX
@@ -47,6 +50,8 @@ from synod.toml import ENV_PREFIX
 RUN_DIR = Path("runs/service")
 FACE_IMAGES, FACE_LIMITS = (".png", ".jpg", ".jpeg", ".webp"), ImageLimits(64 * 2**20, 8192 * 8192)
 STOP_TIMEOUT_S = 40.0
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return int(options.command(options))
-    except (SettingsError, TimeoutError) as error:
+    except (SettingsError, SynodError, OSError) as error:  # a TimeoutError is an OSError
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -118,9 +123,10 @@ def check(options: argparse.Namespace) -> int:
 def record_golden(options: argparse.Namespace) -> int:
     """Load every scorer in this process and record its values on the golden items."""
     loaded = settings.load(options.config, without=("golden",))
+    _check_folder_of(options.out)
     source = options.items or options.out
     entries, items = golden.read_entries(source), golden.load(source)
-    scorers = [registry.build(name, scorer) for name, scorer in loaded.scorers.items()]
+    scorers = [_build(registry.build, name, scorer) for name, scorer in loaded.scorers.items()]
     options.out.write_text(golden.record(entries, items, scorers))
     print(f"{len(items)} items x {', '.join(loaded.scorers)} -> {options.out}")
     return 0
@@ -150,8 +156,8 @@ def verify_pairs(options: argparse.Namespace) -> int:
         raise SettingsError("the settings name no pairs; set 'pairs' or give --pairs, such as a file of deploy/pairs")
     found, verdicts = pairs.load(Path(source)), []
     for name, one in loaded.scorers.items():
-        if own := pairs.pairs_for(name, one.kind, found):
-            verdicts += asyncio.run(verify.score_pairs(registry.build(name, one), own))  # one in memory at a time
+        if own := pairs.pairs_for(name, one.kind, found):  # one scorer in memory at a time
+            verdicts += asyncio.run(verify.score_pairs(_build(registry.build, name, one), own))
         else:
             print(f"{name}: the file has no pair for this scorer")
     show.print_table(["SCORER", "PAIR", "BETTER", "WORSE", ""], map(pairs.table_row, verdicts))
@@ -166,14 +172,40 @@ def face_vectors(options: argparse.Namespace) -> int:
     chosen = [(name, one) for name, one in loaded.scorers.items() if isinstance(one, FerSettings)]
     if not chosen:
         raise SettingsError(f"{options.config} has no scorer of kind fer; give settings that have one")
+    _check_folder_of(options.out)
     files = sorted(path for path in options.folder.glob("*") if path.suffix.lower() in FACE_IMAGES)
-    images = [decode(path.read_bytes(), FACE_LIMITS) for path in files]
-    found = build_fer(*chosen[0]).embed(images) if images else {}
+    images = [_read_image(path) for path in files]
+    found = _build(build_fer, *chosen[0]).embed(images) if images else {}
     if not found:
         raise SettingsError(f"{options.folder}: no face in {len(images)} images; give photographs that show one")
     np.save(options.out, np.stack(list(found.values())))
     print(f"{len(found)} faces in {len(images)} images: wrote {options.out}")
     return 0
+
+
+def _build(build: Callable[[str, S], T], name: str, scorer: S) -> T:
+    """Load a scorer from its settings. Raises SettingsError, which names it, if a model cannot be loaded."""
+    try:
+        return build(name, scorer)
+    except SettingsError:
+        raise
+    except (OSError, ValueError) as error:  # of the hub and the model libraries
+        message = " ".join(str(error).split())
+        raise SettingsError(f"scorer '{name}' cannot be loaded ({message}){hub.remedy(error)}") from error
+
+
+def _read_image(path: Path) -> Pixels:
+    """Decode a file to uint8 [H W 3]. Raises SettingsError, which names the file, if it is not a whole image."""
+    try:
+        return decode(path.read_bytes(), FACE_LIMITS)
+    except SynodError as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def _check_folder_of(out: Path) -> None:
+    """Raise SettingsError if a file to write has no folder, before the work whose result it will hold."""
+    if not out.parent.is_dir():
+        raise SettingsError(f"{out}: the folder {out.parent} does not exist; create it, or choose another file")
 
 
 def _serve(options: argparse.Namespace, loaded: Settings, run_dir: RunDir) -> int:

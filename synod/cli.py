@@ -147,7 +147,9 @@ def scorers(options: argparse.Namespace) -> int:
 
 def serve(options: argparse.Namespace) -> NoReturn:
     """Serve the settings' scorers on this machine, in the foreground."""
-    _exec_service("up", options.config)
+    given = {"--port": options.port, "--run-dir": options.run_dir}
+    passed = [word for option, value in given.items() if value is not None for word in (option, str(value))]
+    _exec_service("up", options.config, *passed)
 
 
 def warm(options: argparse.Namespace) -> int:
@@ -347,6 +349,8 @@ def build_parser() -> argparse.ArgumentParser:
     one.set_defaults(run=scorers)
     one = named.add_parser("serve", help="serve scorers on this machine until Ctrl-C", description=serve.__doc__)
     one.add_argument("config", type=Path, help="settings TOML, such as deploy/configs/embedded.toml")
+    one.add_argument("--port", type=int, metavar="N", help="override [server] port")
+    one.add_argument("--run-dir", type=Path, metavar="DIR", help="directory of logs and state (default: runs/service)")
     one.set_defaults(run=serve)
     for command, what in (
         (warm, "download the models of settings"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from services import __main__ as services
 from synod.images import encode_png
@@ -55,3 +56,20 @@ def test_a_folder_without_a_face_is_refused(folder: Path, capsys: pytest.Capture
     (folder / "service.toml").write_text('[scorers.bleu]\nkind = "bleu"\n')
     assert write(folder) == 1
     assert "has no scorer of kind fer" in capsys.readouterr().err
+
+
+def test_a_truncated_photograph_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "photos/cut.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert write(folder) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {path}: {path.stat().st_size} bytes of JPEG ")
+    assert printed.count("\n") == 1
+
+
+def test_a_missing_output_folder_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "missing/out.npy"
+    assert services.main(["faces", str(folder / "service.toml"), str(folder / "photos"), str(out)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {out}: the folder {out.parent} does not exist; create it")

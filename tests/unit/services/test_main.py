@@ -6,7 +6,11 @@ import json
 import socket
 from pathlib import Path
 
+import httpx
+import huggingface_hub
+import numpy as np
 import pytest
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from services.__main__ import build_parser, main
 from services.cluster.local import RewardService, check_port, free_port
@@ -15,7 +19,9 @@ from services.scorers.base import ScorerSpec
 from services.settings import load
 from synod.contracts import Score, ScoreItem
 from synod.errors import SettingsError
+from synod.images import encode_png
 
+NOT_FOUND = httpx.Response(404, request=httpx.Request("GET", "http://hub.example"))
 TOML = """
 [server]
 port = {port}
@@ -104,6 +110,70 @@ def test_golden_records_from_items(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert main(["golden", str(path), str(out), "--items", str(items)]) == 0
     assert [entry["scores"] for entry in json.loads(out.read_text())] == [{"der": 4.0}, {}]
     assert main(["check", str(path)]) == 0
+
+
+def error_line(printed: str) -> str:
+    """The only line of an error, without a traceback."""
+    assert "Traceback" not in printed
+    (line,) = [one for one in printed.splitlines() if one.startswith("error: ")]
+    return line
+
+
+@pytest.mark.parametrize("command", ["golden", "verify"])
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (RepositoryNotFoundError("404\n\nno such model", response=NOT_FOUND), "(404 no such model). Correct the id or"),
+        (LocalEntryNotFoundError("it is not cached"), "(it is not cached). HF_HUB_OFFLINE is set or the hub cannot be"),
+        (HFValidationError("Repo id must be in the form 'name'"), "(Repo id must be in the form 'name')"),
+    ],
+    ids=["unknown", "offline", "malformed"],
+)
+def test_model_that_cannot_be_found_is_one_clear_error(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    raised: Exception,
+    expected: str,
+) -> None:
+    def snapshot(*_: object, **__: object) -> str:
+        raise raised
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    path = config(tmp_path, '[scorers.der]\nkind = "der"\nmodel = "acme/none"\n')
+    (tmp_path / "a.png").write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
+    pair = {"name": "a", "scorers": ["der"], "better": {"image": "a.png"}, "worse": {"image": "a.png"}}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
+    (tmp_path / "items.json").write_text(json.dumps([{"item": {"prompt": "four"}}]))
+    arguments = {
+        "golden": [str(tmp_path / "golden.json"), "--items", str(tmp_path / "items.json")],
+        "verify": ["--pairs", str(tmp_path / "pairs.jsonl")],
+    }
+    assert main([command, path, *arguments[command]]) == 1
+    line = error_line(capsys.readouterr().err)
+    assert line.startswith(f"error: scorer 'der' cannot be loaded {expected}")
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_unusable_run_dir_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    (tmp_path / "file").touch()
+    arguments = [config(tmp_path)] if command == "up" else []
+    assert main([command, *arguments, "--run-dir", str(tmp_path / "file/run")]) == 1
+    assert str(tmp_path / "file/run") in error_line(capsys.readouterr().err)
+
+
+def test_golden_without_its_folder_loads_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(name: str, settings: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(registry, "build", build)
+    items, out = tmp_path / "items.json", tmp_path / "missing/golden.json"
+    items.write_text(json.dumps([{"item": {"prompt": "four"}}]))
+    assert main(["golden", config(tmp_path), str(out), "--items", str(items)]) == 1
+    assert error_line(capsys.readouterr().err).startswith(f"error: {out}: the folder {out.parent} does not exist;")
 
 
 @pytest.mark.slow

@@ -173,7 +173,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], message: str, capsys: py
         (["scorers"], {"url": "http://127.0.0.1:8000", "timeout": 60.0, "json": False}),
         (["verify", "a.toml"], {"pairs": None}),
         (["warm", "a.toml"], {}),
-        (["serve", "a.toml"], {}),
+        (["serve", "a.toml"], {"port": None, "run_dir": None}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -201,8 +201,9 @@ def make_package(name: str) -> None:
     Path(f"{name}/__main__.py").touch()
 
 
-def test_serve_runs_the_service_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program is found in the working directory and gets the settings' absolute path."""
+@pytest.mark.parametrize("options", [[], ["--port", "8001"], ["--port", "8001", "--run-dir", "runs/other"]])
+def test_serve_runs_the_service_program(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program is found in the working directory and gets the settings' absolute path, and the options."""
     make_package("services")
     Path("x.toml").touch()
     seen: list[tuple[str, Sequence[str], str]] = []
@@ -213,10 +214,10 @@ def test_serve_runs_the_service_program(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(os, "execve", become)
     with pytest.raises(SystemExit):
-        cli.main(["serve", "x.toml"])
+        cli.main(["serve", "x.toml", *options])
     [(program, argv, python_path)] = seen
     config = str(Path("x.toml").resolve())
-    assert (program, argv) == (sys.executable, [sys.executable, "-m", "services", "up", config])
+    assert (program, argv) == (sys.executable, [sys.executable, "-m", "services", "up", config, *options])
     assert python_path.split(os.pathsep)[0] == str(Path.cwd())
     assert cli.main(["serve", "lost.toml"]) == 2
 
