@@ -20,7 +20,10 @@ PIXELS_PER_IMAGE: Final = 2**20  # 1024 x 1024
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A request's decoded items, prepared once for all its scorers. `shared` is the backend's reference to them."""
+    """A request's decoded items, prepared once for all its scorers.
+
+    `shared` is the backend's reference to them; `items` is empty then, so that the gateway holds no second copy.
+    """
 
     items: tuple[ScoreItem, ...]
     shared: object | None = None
@@ -59,7 +62,7 @@ class ScorerBackend(Protocol):
         ...
 
     async def score(self, scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Outcome]:
-        """Return one outcome per index into `staged.items`, in order; unfinished ones are DeadlineExceeded failures.
+        """Return one outcome per index into the staged items, in order; unfinished ones are DeadlineExceeded failures.
 
         No item starts to run after `timeout_s`. The call returns then, or when the running batch ends: callers that
         cannot wait must detach from the call and cancel it later.

@@ -73,8 +73,12 @@ def combine(
         weight = weights[name] * scale
         contribution = weight * (max(0.0, value) if clip_at_zero else value)
         components[name] = {"value": value, "weight": weight, "contribution": contribution}
-    reward = sum(component["contribution"] for component in components.values())
-    if not math.isfinite(reward):  # huge finite weights can still overflow
+    contributions = [component["contribution"] for component in components.values()]
+    try:
+        reward = math.fsum(contributions)  # rounded once, whatever the order of the scorers
+    except (OverflowError, ValueError):  # huge finite weights can still overflow
+        reward = sum(contributions)
+    if not math.isfinite(reward):
         return ScoreFailure.of(NonFinite(f"the reward of {', '.join(values)} is {reward}; give smaller weights"))
     return Score(reward, {"components": components, "missing": absent} if absent else {"components": components})
 

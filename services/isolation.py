@@ -12,15 +12,18 @@ import math
 from collections.abc import Callable, Sequence
 
 from services.batch_limit import BatchLimit
+from synod import records
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
-from synod.errors import NonFinite, ScorerFailed, SynodError
+from synod.errors import InvalidRequest, NonFinite, ScorerFailed, SynodError
 
 Run = Callable[[Sequence[ScoreItem]], Sequence[Outcome]]
 Cost = Callable[[Sequence[ScoreItem]], int]  # how many images the items put on the device in one batch
 
 
 def isolate(run: Run, items: Sequence[ScoreItem], limit: BatchLimit | None = None, cost: Cost = len) -> list[Outcome]:
-    """Return one outcome per item, in order; values that are not finite become NonFinite failures. Raises no Exception.
+    """Return one outcome per item, in order; a score that cannot be sent becomes a failure. Raises no Exception.
+
+    A value that is not finite is NonFinite. A detail that is not JSON (NaN, an array, a float32) is ScorerFailed.
 
     `run` may raise, also for lack of memory (MemoryError, or a class named OutOfMemoryError, such as torch's). A wrong
     number or type of outcomes fails all items of the run, since outcomes cannot be assigned to items. `limit` is
@@ -116,12 +119,19 @@ def _validated(outcomes: Sequence[Outcome], expected: int) -> list[Outcome]:
     returned = list(outcomes)
     unexpected_types = sorted({type(o).__name__ for o in returned if not isinstance(o, Score | ScoreFailure)})
     if len(returned) == expected and not unexpected_types:
-        return [_finite(outcome) for outcome in returned]
+        return [_sendable(outcome) for outcome in returned]
     what = f"{unexpected_types} among its outcomes" if unexpected_types else f"{len(returned)} outcomes"
     return [ScoreFailure.of(ScorerFailed(f"the scorer returned {what} for {expected} items"))] * expected
 
 
-def _finite(outcome: Outcome) -> Outcome:
-    if isinstance(outcome, Score) and not math.isfinite(outcome.value):
+def _sendable(outcome: Outcome) -> Outcome:
+    """Return the outcome, or the failure of a score that no format carries: it must not count in a reward either."""
+    if not isinstance(outcome, Score):
+        return outcome
+    if not math.isfinite(outcome.value):
         return ScoreFailure.of(NonFinite(f"the scorer produced {outcome.value}"))
+    try:
+        records.write(Score, outcome)
+    except InvalidRequest as error:
+        return ScoreFailure.of(ScorerFailed(f"the score cannot be sent: {error}"))
     return outcome

@@ -29,6 +29,8 @@ MAX_TIMEOUT_MS = 600_000  # that a request may ask for
 MAX_REFERENCES = 16  # of an item
 MAX_TEXT_CHARS = 8192  # of each text of an item
 MAX_SEGMENTS = 64  # of a reasoning; also clauses and questions of GenEval
+MAX_REQUEST_ID_CHARS = 256  # every streamed part repeats it
+HELD_REQUESTS = 4  # of max_request_pixels: their decoded images may be in one gateway at once
 BASE64_SLACK_BYTES = 4096  # of a JSON body, besides its one image
 ScorerName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
 FiniteWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -56,7 +58,8 @@ class LimitSettings(Node):
     """Limits of a request. Each is checked before the work that it bounds.
 
     `max_request_pixels` bounds the decoded pixels of all images of a request, references included; references that
-    items have in common count once. None: as many as the machine holds (`fitted`).
+    items have in common count once. None: as many as the machine holds (`fitted`). A gateway holds the decoded pixels
+    of HELD_REQUESTS such requests at once.
     """
 
     max_body_bytes: int = Field(64 * 2**20, gt=0, le=2**31 - 1)  # gRPC counts the bytes of a message in 31 bits

@@ -55,12 +55,15 @@ class RayBackend:
         return self._specs
 
     async def stage(self, items: tuple[ScoreItem, ...], scorers: int) -> Staged:
-        """Put large items into the object store, once for all replicas. Raises Overloaded if the store is full."""
+        """Put large items into the object store, once for all replicas, and keep no copy here.
+
+        Raises Overloaded if the store is full.
+        """
         size = size_of(items)
         if size < MIN_SHARED_BYTES:
             return Staged(items)
         try:
-            return Staged(items, SharedItems(await asyncio.to_thread(ray.put, items)))
+            return Staged((), SharedItems(await asyncio.to_thread(ray.put, items)))
         except (ObjectStoreFullError, OutOfDiskError) as error:
             raise Overloaded(
                 f"the object store has no room for {size} bytes ({type(error).__name__}); retry later, send fewer "

@@ -22,7 +22,7 @@ from services.gateway.catalogue import catalogue_of
 from services.gateway.decode import Decoder
 from services.gateway.fanout import Fanout, GatewayContext
 from services.gateway.images import check_pixels, check_upload, resolve_digests
-from services.gateway.quota import Caller, Quotas
+from services.gateway.quota import Caller, DecodedPixels, Quotas
 from services.gateway.store import MemoryStore, Store
 from services.gateway.validate import validate
 from services.observability import metrics
@@ -106,11 +106,13 @@ class Gateway:
         self.ensembles = ensembles
         self._quotas = Quotas()
         self.limits = limits if limits.max_request_pixels else limits.fitted(memory_bytes)
+        assert self.limits.max_request_pixels is not None
         self._context = GatewayContext(
             backend,
             store or MemoryStore(defaults.max_image_bytes, defaults.max_scores),
             admission or Admission({}, AdmissionSettings().max_queued_images, metrics.report_queue),
             Decoder(self.limits),
+            DecodedPixels(self.limits.max_request_pixels),
         )
 
     async def score(self, request: ScoreRequest, caller: Caller = ANONYMOUS) -> ScoreResponse:
@@ -136,7 +138,7 @@ class Gateway:
         """Yield a part per item and scorer as soon as that scorer is done, in any order, and the rewards last.
 
         Raises before the first part: InvalidRequest and its subclasses, UnknownImage, and Overloaded if a queue or the
-        caller's quota is full. Closing the generator abandons the request.
+        caller's quota is full, or too many decoded pixels are held. Closing the generator abandons the request.
         """
         async with aclosing(self._parts(request, caller, self._plan(request))) as parts:
             async for part in parts:
@@ -152,9 +154,9 @@ class Gateway:
         scores: list[dict[str, Outcome]] = [{} for _ in request.items]
         with counting.counted_request(), self._quotas.use(caller, len(scores)):
             items = await resolve_digests(request.items, self._context.store)
-            await check_pixels(items, self.limits)
+            pixels = await check_pixels(items, self.limits)
             counting.count_items(items)
-            fanout = Fanout(self._context, plan.scorers_of, request.items, items, caller.priority, deadline_s)
+            fanout = Fanout(self._context, plan.scorers_of, request.items, items, pixels, caller.priority, deadline_s)
             async with aclosing(fanout.parts()) as parts:
                 async for scorer, outcomes in parts:
                     counting.count_scores(scorer, outcomes.values())

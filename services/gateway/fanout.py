@@ -1,7 +1,7 @@
 """Fan a request out to its scorers: return cached scores, join in-flight work, compute the rest.
 
-    claim scores -> reserve a place in each scorer's queue -> decode images -> per scorer: wait for its turn, call the
-    backend, settle the claims
+    claim scores -> reserve a place in each scorer's queue and the pixels of the images -> decode images -> per scorer:
+    wait for its turn, call the backend, settle the claims
 
 A claim is this request's exclusive right to compute a score that is neither cached nor in flight in another request.
 Settling the claim publishes the outcome to the requests that wait for it. Without an outcome it abandons the claim, and
@@ -9,7 +9,7 @@ a waiting request takes it over.
 
 At the deadline, and when the caller disconnects, queued work is dropped. Work that a replica has started is cancelled
 only after KEEP_AFTER_DEADLINE_S or KEEP_AFTER_DISCONNECT_S, so that a repeated request can find its scores. In all
-cases every claim is settled and every place in a queue is released.
+cases every claim is settled, and every place in a queue and all pixels are released.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from services.backends import ScorerBackend, Staged, batch_cost
 from services.gateway.admission import Admission, Priority, Ticket
 from services.gateway.claims import Claims, Outcomes
 from services.gateway.decode import Decoder
+from services.gateway.quota import DecodedPixels
 from services.gateway.store import Store
 from services.observability import metrics, tracing
 from synod.contracts import Outcome, ScoreFailure, ScoreItem
@@ -48,6 +49,7 @@ class GatewayContext:
     store: Store
     admission: Admission
     decoder: Decoder
+    pixels: DecodedPixels
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -55,7 +57,7 @@ class Fanout:
     """The scoring of one request. Iterate over `parts` once; closing the iterator early drops the queued work.
 
     `scorers_of[i]` are the scorers of item i. `sent` holds the items as they arrived, `items` the same with digests
-    replaced by images. `deadline_s` is a `time.monotonic()` timestamp.
+    replaced by images, which have `pixels` pixels when decoded. `deadline_s` is a `time.monotonic()` timestamp.
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class Fanout:
         scorers_of: Sequence[Sequence[str]],
         sent: Sequence[ScoreItem],
         items: Sequence[ScoreItem],
+        pixels: int,
         priority: Priority,
         deadline_s: float,
     ) -> None:
-        self._context, self._items = context, items
+        self._context, self._items, self._pixels = context, items, pixels
         self._priority: Priority = priority
         self._deadline_s = deadline_s
         self._specs = context.backend.specs
@@ -77,6 +80,7 @@ class Fanout:
         self._claims = Claims(context.store, sent, scorers_of, score_origins, expire_s)
         self._tickets: dict[str, Ticket] = {}
         self._staged = Staged(())
+        self._pixel_users = 0  # of the decoded images: the request until its work has begun, then each task
 
     async def parts(self) -> AsyncGenerator[tuple[str, Outcomes]]:
         """Yield (scorer, outcomes) as they become known. May raise Overloaded, but only before the first pair."""
@@ -85,8 +89,14 @@ class Fanout:
             cached = await self._claims.acquire()
             tracing.current().set(known=sum(map(len, cached.values())))
             self._tickets = self._context.admission.reserve(await self._costs(), self._priority)
-            failed = await self._decode()
-            tasks = {asyncio.create_task(self._score(name)): name for name in self._claims.unfinished_scorers()}
+            self._take_pixels()
+            try:
+                failed = await self._decode()
+                tasks = {asyncio.create_task(self._score(name)): name for name in self._claims.unfinished_scorers()}
+                for task in tasks:
+                    self._keep_pixels_for(task)
+            finally:
+                self._drop_pixels()
             # all work has begun: a caller that reads slowly delays neither its deadline nor those who wait for it
             for found in (cached, failed):
                 for name, outcomes in found.items():
@@ -102,6 +112,25 @@ class Fanout:
             for ticket in self._tickets.values():
                 ticket.release()
             await self._claims.release()
+
+    def _take_pixels(self) -> None:
+        """Count the images against the pixels that a gateway may hold, if any is to be decoded. Raises Overloaded."""
+        if not self._claims.unfinished_scorers():
+            self._pixels = 0
+        self._context.pixels.take(self._pixels)
+        self._pixel_users = 1
+
+    def _keep_pixels_for(self, task: asyncio.Task[Any]) -> None:
+        """Keep the decoded images until `task` has ended, however it ends."""
+        self._pixel_users += 1
+        task.add_done_callback(self._drop_pixels)
+
+    def _drop_pixels(self, _: object = None) -> None:
+        """End one use of the decoded images. The last one frees them: a caller that reads slowly holds no pixels."""
+        self._pixel_users -= 1
+        if self._pixel_users == 0:
+            self._staged = Staged(())
+            self._context.pixels.release(self._pixels)
 
     async def _decode(self) -> dict[str, Outcomes]:
         """Decode the items that still need scores. Stage those that decode; return failures for those that do not."""
@@ -151,6 +180,7 @@ class Fanout:
         outcomes: Outcomes = {}
         may_outlive_request = self._claims.detach(name, indexes)  # False if the store cannot keep the scores
         work = asyncio.create_task(self._call(name, indexes, ticket, outcomes))
+        self._keep_pixels_for(work)
         self._context.tasks.add(work)
         work.add_done_callback(self._context.tasks.discard)
         try:

@@ -61,8 +61,8 @@ async def resolve_digests(items: Sequence[ScoreItem], store: Store) -> tuple[Sco
     )
 
 
-async def check_pixels(items: Sequence[ScoreItem], limits: LimitSettings) -> None:
-    """Raise PayloadTooLarge for more pixels than `max_request_pixels`, before any image is decoded."""
+async def check_pixels(items: Sequence[ScoreItem], limits: LimitSettings) -> int:
+    """Return how many pixels the items will have when decoded. Raises PayloadTooLarge for over `max_request_pixels`."""
     assert limits.max_request_pixels is not None
     headers = sum(isinstance(image, bytes) for item in items for image in item.images())
     count = partial(request_pixels, items, limits.max_image_pixels)
@@ -72,6 +72,7 @@ async def check_pixels(items: Sequence[ScoreItem], limits: LimitSettings) -> Non
             f"the images of this request have {pixels} pixels, references included; the limit is "
             f"{limits.max_request_pixels} ([limits] max_request_pixels): send fewer images in each request"
         )
+    return pixels
 
 
 def request_pixels(items: Iterable[ScoreItem], max_image_pixels: int) -> int:

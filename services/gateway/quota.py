@@ -1,4 +1,4 @@
-"""Bound the images that each caller has in flight in one gateway."""
+"""Bound what is in flight in one gateway: the images of each caller, and the decoded pixels of all requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from services.gateway.admission import Priority
+from services.gateway.admission import SHORTEST_RETRY_S, Priority
+from services.settings import HELD_REQUESTS
 from synod.errors import Overloaded, PayloadTooLarge
 
 
@@ -38,10 +39,36 @@ class Quotas:
         if limit is not None and in_flight + images > limit:
             raise Overloaded(
                 f"'{caller.name}' has {in_flight} images in flight and {images} more exceed its quota {limit}; "
-                "retry later"
+                "retry later",
+                retry_after_s=SHORTEST_RETRY_S,
             )
         self._in_flight[caller.name] += images
         try:
             yield
         finally:
             self._in_flight[caller.name] -= images
+
+
+class DecodedPixels:
+    """The decoded pixels that a gateway holds: at most HELD_REQUESTS times `max_request_pixels`, over all requests.
+
+    Images are decoded before they wait for their turn, and admission counts an image as one whatever its size.
+    """
+
+    def __init__(self, max_request_pixels: int) -> None:
+        self.held = 0
+        self._limit = HELD_REQUESTS * max_request_pixels
+
+    def take(self, pixels: int) -> None:
+        """Add the pixels of a request; `release` must follow. With none held, accept any number. Raises Overloaded."""
+        if self.held and self.held + pixels > self._limit:
+            raise Overloaded(
+                f"the gateway holds {self.held} decoded pixels and {pixels} more exceed the limit {self._limit} "
+                f"({HELD_REQUESTS} x [limits] max_request_pixels); retry later, or send fewer images at once",
+                retry_after_s=SHORTEST_RETRY_S,
+            )
+        self.held += pixels
+
+    def release(self, pixels: int) -> None:
+        """Subtract the pixels of a request, once they are no longer needed."""
+        self.held -= pixels

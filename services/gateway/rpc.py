@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -21,6 +22,7 @@ from services.gateway.boundary import OpenRequest
 from services.gateway.core import Gateway
 from services.gateway.quota import Caller
 from services.observability import tracing
+from services.settings import DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS
 from synod.codec import PROTOBUF
 from synod.contracts import PutImagesResponse, RequestError, ScoreRequest
 from synod.errors import SynodError, UnknownImage, error_of
@@ -29,6 +31,7 @@ from synod.protobuf import ERROR_KEY
 log = logging.getLogger("synod.gateway")
 CONCURRENT_REQUESTS: Final = 32  # of one stream; further requests stay unread
 BUFFERED_PARTS: Final = 64  # of one stream, until the caller reads them
+DEADLINE_MARGIN_S: Final = 0.2  # a response is ready this long before the deadline of its call, so that it arrives
 # Stock clients accept 8 KiB of trailing metadata and turn more into RESOURCE_EXHAUSTED. An error takes at most
 # 3072 * 4/3 bytes of it (base64), the status message 1024 * 3 (percent-encoding).
 MAX_ERROR_BYTES: Final = 3072
@@ -50,7 +53,7 @@ class RewardServicer:
 
         async def respond() -> bytes:
             caller = self._authenticate(opened, context)
-            request = self._accept(opened, await asyncio.to_thread(PROTOBUF.decode_request, body))
+            request = self._accept(opened, await asyncio.to_thread(PROTOBUF.decode_request, body), context)
             return PROTOBUF.encode_response(await self._gateway.score(request, caller))
 
         return await _respond(respond, opened, context)
@@ -90,7 +93,7 @@ class RewardServicer:
             await abort(context, error, span)
         _set_trace_metadata(context, span)
         parts: asyncio.Queue[bytes | None] = asyncio.Queue(BUFFERED_PARTS)
-        scoring = asyncio.create_task(self._score_all(bodies, caller, parts, span))
+        scoring = asyncio.create_task(self._score_all(bodies, context, caller, parts, span))
         try:
             while (part := await parts.get()) is not None:
                 yield part
@@ -100,7 +103,12 @@ class RewardServicer:
             span.end()
 
     async def _score_all(
-        self, bodies: AsyncIterator[bytes], caller: Caller, parts: asyncio.Queue[bytes | None], span: tracing.Span
+        self,
+        bodies: AsyncIterator[bytes],
+        context: Context,
+        caller: Caller,
+        parts: asyncio.Queue[bytes | None],
+        span: tracing.Span,
     ) -> None:
         """Put the parts of all requests into `parts`, then None."""
         slots = asyncio.Semaphore(CONCURRENT_REQUESTS)
@@ -108,20 +116,20 @@ class RewardServicer:
             async with asyncio.TaskGroup() as tasks:
                 async for body in bodies:
                     await slots.acquire()
-                    scoring = self._score_one(body, caller, parts, span.child("request"))
+                    scoring = self._score_one(body, context, caller, parts, span.child("request"))
                     tasks.create_task(scoring).add_done_callback(lambda _: slots.release())
         except Exception:  # the caller's stream broke; requests read before are finished
             log.exception("a stream of requests broke")
         await parts.put(None)
 
     async def _score_one(
-        self, body: bytes, caller: Caller, parts: asyncio.Queue[bytes | None], span: tracing.Span
+        self, body: bytes, context: Context, caller: Caller, parts: asyncio.Queue[bytes | None], span: tracing.Span
     ) -> None:
         opened = OpenRequest("ScoreStream", span)
         opened.set_caller(caller)
         request_id = ""
         try:
-            request = self._accept(opened, await asyncio.to_thread(PROTOBUF.decode_stream_request, body))
+            request = self._accept(opened, await asyncio.to_thread(PROTOBUF.decode_stream_request, body), context)
             request_id = opened.request_id
             with tracing.use_span(span):
                 async with aclosing(self._gateway.stream(request, caller)) as stream:
@@ -136,8 +144,22 @@ class RewardServicer:
     def _authenticate(self, opened: OpenRequest, context: Context) -> Caller:
         return opened.authenticate(self._authenticator, _authorization(context), "score")
 
-    def _accept(self, opened: OpenRequest, request: ScoreRequest) -> ScoreRequest:
-        return opened.accept(request, self._gateway.backend.specs, self._gateway.ensembles)
+    def _accept(self, opened: OpenRequest, request: ScoreRequest, context: Context) -> ScoreRequest:
+        accepted = opened.accept(request, self._gateway.backend.specs, self._gateway.ensembles)
+        return _within_deadline(accepted, context)
+
+
+def _within_deadline(request: ScoreRequest, context: Context) -> ScoreRequest:
+    """Return the request with a `timeout_ms` that ends before the deadline of its call, if the call has one.
+
+    One above the limit is left to be refused.
+    """
+    left_s: float | None = context.time_remaining()
+    timeout_ms = DEFAULT_TIMEOUT_MS if request.timeout_ms is None else request.timeout_ms
+    if left_s is None or timeout_ms > MAX_TIMEOUT_MS:
+        return request
+    left_ms = int(1000 * (left_s - min(DEADLINE_MARGIN_S, left_s / 5)))
+    return replace(request, timeout_ms=min(timeout_ms, max(1, left_ms)))
 
 
 async def _respond(respond: Callable[[], Awaitable[bytes]], opened: OpenRequest, context: Context) -> bytes:

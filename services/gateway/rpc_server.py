@@ -22,6 +22,10 @@ KEEPALIVE_OPTIONS: Final = (  # pings as often as every 250 ms are accepted, wit
     ("grpc.http2.min_ping_interval_without_data_ms", 250),
     ("grpc.keepalive_permit_without_calls", 1),
 )
+COMPRESSION_OPTIONS: Final = (  # the handlers, which know the caller, run only after gRPC has inflated a message
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # identity alone: a compressed call ends as UNIMPLEMENTED
+    ("grpc.per_message_decompression", 0),  # in any case, inflate nothing
+)
 
 
 class RpcServer:
@@ -30,7 +34,7 @@ class RpcServer:
     def __init__(self, gateway: Gateway, max_body_bytes: int, authenticator: Authenticator | None = None) -> None:
         self._gateway = gateway
         sizes = (("grpc.max_receive_message_length", max_body_bytes), ("grpc.max_send_message_length", -1))
-        self._server = grpc.aio.server(options=[*sizes, *KEEPALIVE_OPTIONS])
+        self._server = grpc.aio.server(options=[*sizes, *KEEPALIVE_OPTIONS, *COMPRESSION_OPTIONS])
         self._health = health.aio.HealthServicer()
         add_to_server(RewardServicer(gateway, authenticator or Authenticator()), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

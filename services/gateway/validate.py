@@ -6,7 +6,14 @@ import math
 from collections.abc import Collection
 
 from services.combine import required
-from services.settings import MAX_REFERENCES, MAX_SEGMENTS, MAX_TEXT_CHARS, MAX_TIMEOUT_MS, LimitSettings
+from services.settings import (
+    MAX_REFERENCES,
+    MAX_REQUEST_ID_CHARS,
+    MAX_SEGMENTS,
+    MAX_TEXT_CHARS,
+    MAX_TIMEOUT_MS,
+    LimitSettings,
+)
 from synod.contracts import ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
 from synod.records import texts
@@ -19,6 +26,7 @@ def validate(
     if not request.items:
         raise InvalidRequest("'items' is empty; send at least one item")
     _check_size("items", len(request.items), limits.max_items, " ([limits] max_items)")
+    _check_request_id(request.request_id or "")
     for i, item in enumerate(request.items):
         _check_item(f"items[{i}]", item)
     _check_names(request, scorers, ensembles)
@@ -34,6 +42,13 @@ def _check_item(path: str, item: ScoreItem) -> None:
         _check_size(f"{path}.geneval.vqa_list", len(item.geneval.vqa_list), MAX_SEGMENTS)
     for text_path, text in texts(item, path):
         _check_size(text_path, len(text), MAX_TEXT_CHARS)
+
+
+def _check_request_id(request_id: str) -> None:
+    if len(request_id) > MAX_REQUEST_ID_CHARS:
+        raise PayloadTooLarge(
+            f"request_id has {len(request_id)} characters, the limit is {MAX_REQUEST_ID_CHARS}; send a shorter one"
+        )
 
 
 def _check_names(request: ScoreRequest, scorers: Collection[str], ensembles: Collection[str]) -> None:

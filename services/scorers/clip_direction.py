@@ -6,6 +6,7 @@ metric in Brooks et al. 2023; UniRL-Zero's `sim_direction`). The source image is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -19,7 +20,7 @@ from services.scorers.shared.image_text import each_once, to_plain_text
 from services.scorers.shared.references import rows_of
 from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
-from synod.errors import InvalidItem
+from synod.errors import InvalidItem, NonFinite
 
 MIN_LENGTH: Final = 1e-3  # of a direction between two vectors of norm 1; below it, rounding turns the direction
 
@@ -71,7 +72,9 @@ class ClipDirection:
 def _one(image: NDArray[np.float32], text: NDArray[np.float32]) -> Outcome:
     lengths = {"image": float(np.linalg.norm(image)), "text": float(np.linalg.norm(text))}
     for what, length in lengths.items():
-        if not length >= MIN_LENGTH:
+        if not math.isfinite(length):
+            return ScoreFailure.of(NonFinite(f"the features of the {what} and its source differ by {length}"))
+        if length < MIN_LENGTH:
             reason = f"the {what} and its source are the same to CLIP (their features differ by {length:.1e}"
             remedy = "give an edit, and prompts that differ"
             return ScoreFailure.of(InvalidItem(f"{reason}, the least is {MIN_LENGTH:g}): no direction; {remedy}"))

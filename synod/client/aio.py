@@ -16,7 +16,7 @@ from synod.client.headers import find_token
 from synod.client.http import AsyncHttpTransport
 from synod.client.transport import AsyncTransport, scheme_of
 from synod.contracts import ImageData, Part, ScoreRequest, ScoreResponse
-from synod.errors import SynodError
+from synod.errors import SynodError, UnknownImage
 from synod.retry import RetryPolicy
 from synod.values import OnError, Values
 
@@ -49,12 +49,21 @@ class AsyncSynodClient:
         return await self._run(self._flows.values(request, on_error))
 
     async def stream(self, request: ScoreRequest) -> AsyncGenerator[Part]:
-        request = await self._run(self._flows.prepare_stream(request))
-        reader = core.PartReader(request, self._transport.part_codec)
-        async with aclosing(self._transport.stream(core.stream_call(request, self._transport.codec))) as parts:
-            async for data in parts:
-                yield reader.read(data)
-        reader.close()
+        request, deadline_s = self._flows.start(request)
+        refusal: UnknownImage | None = None
+        while True:
+            sent = await self._run(self._flows.prepare_stream(request, deadline_s, refusal))
+            reader = core.PartReader(sent, self._transport.part_codec)
+            try:
+                async with aclosing(self._transport.stream(core.stream_call(sent, self._transport.codec))) as parts:
+                    async for data in parts:
+                        yield reader.read(data)
+                reader.close()
+                return
+            except UnknownImage as error:
+                if refusal is not None or reader.started:
+                    raise
+                refusal = error
 
     async def put_images(self, images: Sequence[ImageData]) -> tuple[str, ...]:
         return await self._run(self._flows.put_images(images))

@@ -160,6 +160,11 @@ class PartReader:
     _seen: set[tuple[int, str]] = field(default_factory=set)
     _ended: bool = False
 
+    @property
+    def started(self) -> bool:
+        """Whether a part has been read."""
+        return self._ended or bool(self._seen)
+
     def read(self, data: bytes) -> Part:
         """Decode and check the next part. Raises the error that it carries; SynodError for an invalid part."""
         try:

@@ -70,7 +70,7 @@ class Flows:
 
         With `mask` a failed call gives failures instead of raising; InvalidRequest is always raised.
         """
-        request, deadline_s = self._start(request)
+        request, deadline_s = self.start(request)
         try:
             request, images = yield from self._upload_references(request, deadline_s)
             results = yield from self._score_all(request, images, deadline_s, mask)
@@ -86,10 +86,15 @@ class Flows:
         response = yield from self.score(request, mask=on_error == "mask")
         return values_of(response, on_error)
 
-    def prepare_stream(self, request: ScoreRequest) -> Flow[ScoreRequest]:
-        """Return the request to stream: with id and deadline, and its references uploaded if `by_digest`."""
-        request, deadline_s = self._start(request)
-        request, _ = yield from self._upload_references(request, deadline_s)
+    def prepare_stream(
+        self, request: ScoreRequest, deadline_s: float, refusal: UnknownImage | None = None
+    ) -> Flow[ScoreRequest]:
+        """Return what to stream of a request that `start` returned: its references are uploaded if `by_digest`.
+
+        `refusal` is the error of an attempt before. The service has evicted references: all of the request are uploaded
+        again. Raises `refusal` if it names an image that is not one of them.
+        """
+        request, _ = yield from self._upload_references(request, deadline_s, refusal)
         return replace(request, timeout_ms=_ms(deadline_s - self.clock()))
 
     def put_images(self, images: Sequence[ImageData]) -> Flow[tuple[str, ...]]:
@@ -129,18 +134,24 @@ class Flows:
                 raise Unavailable(f"not ready after {timeout_s:g} s, waiting for: {unready}")
             yield Sleep(POLL_INTERVAL_S)
 
-    def _start(self, request: ScoreRequest) -> tuple[ScoreRequest, float]:
+    def start(self, request: ScoreRequest) -> tuple[ScoreRequest, float]:
         """Return the request with an id, so that a retry repeats no finished work, and its deadline."""
         timeout_s = self.timeout_s if request.timeout_ms is None else request.timeout_ms / 1000
         return replace(request, request_id=request.request_id or uuid.uuid4().hex), self.clock() + timeout_s
 
     def _upload_references(
-        self, request: ScoreRequest, deadline_s: float
+        self, request: ScoreRequest, deadline_s: float, refusal: UnknownImage | None = None
     ) -> Flow[tuple[ScoreRequest, dict[str, ImageData]]]:
-        """Upload new references; return the request with references by digest, and the images by digest."""
+        """Upload new references, or all after a refusal; return the request with them by digest, and the images."""
         if not self.by_digest:
+            if refusal is not None:
+                raise refusal
             return request, {}
         request, images = references_by_digest(request)
+        if refusal is not None:
+            if not refusal.digests or not set(refusal.digests) <= set(images):
+                raise refusal
+            self.uploaded.difference_update(images)  # all: an error over gRPC may name only some of the missing images
         yield from self._upload({d: image for d, image in images.items() if d not in self.uploaded}, deadline_s)
         return request, images
 

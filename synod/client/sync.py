@@ -18,6 +18,7 @@ from synod.client.headers import find_token
 from synod.client.http import HttpTransport
 from synod.client.transport import Transport, scheme_of
 from synod.contracts import ImageData, Part, ScoreRequest, ScoreResponse
+from synod.errors import UnknownImage
 from synod.retry import RetryPolicy
 from synod.values import OnError, Values
 
@@ -70,14 +71,24 @@ class SynodClient:
     def stream(self, request: ScoreRequest) -> Generator[Part]:
         """Yield each item's outcome by each scorer as soon as it is known, then the rewards.
 
-        A stream is neither split nor retried: after Unavailable, send it again with the same `request_id`.
+        A stream is neither split nor retried: after Unavailable, send it again with the same `request_id`. Only
+        references that the service has evicted are uploaded again, once, if no part has arrived.
         """
-        request = self._run(self._flows.prepare_stream(request))
-        reader = core.PartReader(request, self._transport.part_codec)
-        with closing(self._transport.stream(core.stream_call(request, self._transport.codec))) as parts:
-            for data in parts:
-                yield reader.read(data)
-        reader.close()
+        request, deadline_s = self._flows.start(request)
+        refusal: UnknownImage | None = None
+        while True:
+            sent = self._run(self._flows.prepare_stream(request, deadline_s, refusal))
+            reader = core.PartReader(sent, self._transport.part_codec)
+            try:
+                with closing(self._transport.stream(core.stream_call(sent, self._transport.codec))) as parts:
+                    for data in parts:
+                        yield reader.read(data)
+                reader.close()
+                return
+            except UnknownImage as error:
+                if refusal is not None or reader.started:
+                    raise
+                refusal = error
 
     def put_images(self, images: Sequence[ImageData]) -> tuple[str, ...]:
         """Upload images; return their digests, in order, for `ImageRef`."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -99,6 +102,26 @@ def test_a_typed_error_keeps_its_code() -> None:
 def test_a_non_finite_score_fails_its_item(value: float) -> None:
     outcomes = isolate(lambda items: [Score(value if number(i) == 1 else 0.5) for i in items], numbered(3))
     assert values(outcomes) == [0.5, "non_finite", 0.5]
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        Score(0.5, {"cosine": np.float32(0.5)}),
+        Score(0.5, {"cosines": [0.5, math.nan]}),
+        Score(0.5, {"mask": np.zeros(2)}),
+        Score(0.5, {1: "a key that is not text"}),  # type: ignore[dict-item]
+        Score(np.float32(0.5)),  # type: ignore[arg-type]
+    ],
+)
+def test_a_score_that_cannot_be_sent_fails_its_item(score: Any) -> None:
+    """It fails before it is combined into a reward or stored, with the message that its caller would get."""
+    good = Score(0.5, {"box": [1, 2.5], "seen": True, "reason": None})
+    outcomes = isolate(lambda items: [score if number(i) == 1 else good for i in items], numbered(3))
+    assert values(outcomes) == [0.5, "scorer_failed", 0.5]
+    failure = outcomes[1]
+    assert isinstance(failure, ScoreFailure)
+    assert re.match("the score cannot be sent: (detail|value)", failure.message)
 
 
 @pytest.mark.parametrize(

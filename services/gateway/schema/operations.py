@@ -27,7 +27,7 @@ _MEANINGS: Final[tuple[tuple[type[errors.SynodError], str], ...]] = (
     (errors.PayloadTooLarge, "Body, item count or text over a limit"),
     (errors.UnsupportedMedia, "A content type without a codec, or a content encoding that is not read"),
     (errors.ImageTooLarge, "An image over a limit"),
-    (errors.Overloaded, "A queue or a quota is full: ask again after `retry_after_s`"),
+    (errors.Overloaded, "A queue or a quota is full, or too many pixels are held: ask again after `retry_after_s`"),
     (errors.SynodError, "The service failed; quote the request id"),
     (errors.Unavailable, "Temporarily unavailable: ask again"),
     (errors.DeadlineExceeded, "`timeout_ms` passed first"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -47,8 +48,11 @@ def score_with_text(
 
 
 def clipped(value: float, low: float, high: float, detail: Mapping[str, Any]) -> Score:
-    """Return a score clipped to [low, high]; NaN stays. `detail` should have the unclipped value."""
-    return Score(value if np.isnan(value) else min(max(value, low), high), detail)
+    """Return a score clipped to [low, high]. `detail` should have the unclipped value.
+
+    NaN and infinities stay, which makes the score a NonFinite failure (`services.isolation`).
+    """
+    return Score(min(max(value, low), high) if math.isfinite(value) else value, detail)
 
 
 def each_once(

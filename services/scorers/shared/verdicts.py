@@ -9,7 +9,7 @@ from typing import Protocol
 from services.models.types import Completion, Form, Graded, Question, Reply, Verdict
 from services.scorers.base import ScorerSpec
 from services.scorers.shared.image_text import bare_names, to_plain_text
-from synod.contracts import Outcome, Pixels, Score, ScoreFailure, ScoreItem
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem, SynodError
 from synod.images import encode_png
 
@@ -61,10 +61,10 @@ def fill(rubric: str, item: ScoreItem) -> str | InvalidItem:
     return re.sub(r"\{(prompt|info|facts|name)\}", lambda found: known[found[1]], rubric)
 
 
-def question(item: ScoreItem, pixels: Pixels, rubric: str, form: Form) -> Question:
-    """Return the question: the image as PNG and the filled-in rubric. An invalid image raises before a request."""
+def question(item: ScoreItem, png: bytes, rubric: str, form: Form) -> Question:
+    """Return the question: the image `png` and the filled-in rubric."""
     text = rubric.replace("{prompt}", to_plain_text(item.prompt or "", item.concept))
-    return Question(text, encode_png(pixels), form)
+    return Question(text, png, form)
 
 
 def outcome(answer: Verdict | SynodError) -> Outcome:

@@ -50,6 +50,21 @@ def test_a_negative_value_lowers_the_reward_unless_clipped() -> None:
     assert clipped.detail["components"]["jpeg"] == {"value": -40.0, "weight": 0.25, "contribution": 0.0}
 
 
+def test_a_reward_is_rounded_once() -> None:
+    """.1 + .2 + .3 is .6000000000000001 if each sum is rounded, and .6 in the other order."""
+    for names in ("abc", "cba"):
+        outcome = combine(measured(a=0.1, b=0.2, c=0.3), dict.fromkeys(names, 1.0))
+        assert isinstance(outcome, Score)
+        assert outcome.value == 0.6
+
+
+def test_a_reward_that_overflows_is_a_failure() -> None:
+    for weight in (1.0, 10.0):  # the sum is infinite, and the difference of two infinities
+        outcome = combine(measured(a=1e308, b=1e308, c=-1e308), dict.fromkeys("abc", weight))
+        assert isinstance(outcome, ScoreFailure)
+        assert outcome.code == "non_finite"
+
+
 def test_a_component_of_weight_0_is_ignored() -> None:
     assert required(ANIMAL) == ("tier", "ber", "der")
     with_failure = measured(tier=0.5, ber=0.4, der=0.6) | {"fer": BAD}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.gateway import admission
 from services.gateway.admission import AGING_S, LONGEST_RETRY_S, RATE_WINDOW_S, Admission, Priority, ScorerQueue, Window
-from services.gateway.quota import Caller, Quotas
+from services.gateway.quota import Caller, DecodedPixels, Quotas
 from synod.errors import Overloaded, PayloadTooLarge
 
 
@@ -266,3 +266,24 @@ def test_quota_counts_images_in_flight_by_name() -> None:
             pass
     with subject.use(caller, 10), subject.use(Caller(), 10**6):
         pass
+
+
+def test_quota_refusal_says_when_to_retry() -> None:
+    subject, caller = Quotas(), Caller("run-7", max_images=1)
+    with subject.use(caller, 1), pytest.raises(Overloaded) as refused, subject.use(caller, 1):
+        pass
+    assert refused.value.retry_after_s == 1.0
+
+
+def test_decoded_pixels_of_four_requests_are_held() -> None:
+    subject = DecodedPixels(100)
+    for pixels in (300, 100):
+        subject.take(pixels)
+    with pytest.raises(Overloaded, match=r"holds 400 decoded pixels and 1 more .* limit 400 .*; retry later") as full:
+        subject.take(1)
+    assert (full.value.retry_after_s, subject.held) == (1.0, 400)
+    subject.take(0)
+    for pixels in (300, 100):
+        subject.release(pixels)
+    subject.take(1000)  # where none are held, any number is accepted
+    assert subject.held == 1000

@@ -112,6 +112,7 @@ LONG_ASKED = GenEvalMetadata("geneval2", (), (), ((LONG, "Yes"),))
         (ScoreRequest((ITEM,), (), None, {}), InvalidRequest, "above 0"),
         (ScoreRequest((ITEM,), ("a",), timeout_ms=0), InvalidRequest, "1..600000"),
         (ScoreRequest((ITEM,), ("a",), timeout_ms=600_001), InvalidRequest, "600001"),
+        (ScoreRequest((ITEM,), ("a",), request_id="r" * 257), PayloadTooLarge, "request_id has 257 characters"),
     ],
 )
 def test_invalid_requests_are_refused(request_: ScoreRequest, error: type[Exception], word: str) -> None:
@@ -122,4 +123,5 @@ def test_invalid_requests_are_refused(request_: ScoreRequest, error: type[Except
 
 def test_request_at_the_limits_is_accepted() -> None:
     full = ScoreItem(None, FULL, (b"",) * 16, Reasoning(FULL, (FULL,) * 64, (1.0,) * 64))
-    assert plan(ScoreRequest((full,) * 3, ("a",), timeout_ms=600_000)).scorers_of == (("a",),) * 3
+    request = ScoreRequest((full,) * 3, ("a",), timeout_ms=600_000, request_id="r" * 256)
+    assert plan(request).scorers_of == (("a",),) * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -93,6 +94,18 @@ async def test_body_limit_counts_received_bytes(http: httpx.AsyncClient) -> None
         assert "4096" in answer.json()["error"]["message"]
     lying = await post(http, stream(), **{"content-length": "10"})
     assert lying.status_code == 413
+
+
+@pytest.mark.parametrize(("kind", "accept"), [(JSON, JSON), (MSGPACK, MSGPACK), (JSON, "application/x-ndjson")])
+async def test_long_request_id_is_refused(http: httpx.AsyncClient, kind: str, accept: str) -> None:
+    request = CODECS[JSON].decode_request(BODY)
+    for size, status in ((256, 200), (257, 413)):
+        body = CODECS[kind].encode_request(replace(request, request_id="r" * size))
+        answer = await post(http, body, kind, accept=accept)
+        assert answer.status_code == status
+    error = CODECS[kind].decode_error(answer.content)
+    assert error.code == "payload_too_large"
+    assert error.message == "request_id has 257 characters, the limit is 256; send a shorter one"
 
 
 async def test_unexpected_error_is_a_500_without_details(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ from services.gateway.core import Gateway
 from services.gateway.quota import Caller
 from services.gateway.rpc import RewardServicer
 from services.gateway.rpc_server import RpcServer
+from services.gateway.store import MemoryStore
 from services.settings import AuthSettings, EnsembleSettings, LimitSettings
 from synod.client import AsyncSynodClient, SynodClient
 from synod.client.core import Call, merge_parts
@@ -50,8 +52,9 @@ from synod.errors import (
     UnknownImage,
     UnknownScorer,
 )
+from synod.images import encode_png
 from synod.protobuf import ERROR_KEY, SERVICE
-from tests.outcomes import values
+from tests.outcomes import value, values
 from tests.unit.services.gateway.conftest import Refuse
 
 LIMITS = LimitSettings(max_body_bytes=2**20, max_items=64)
@@ -319,6 +322,60 @@ async def test_oversized_body_never_reaches_the_gateway(client: AsyncSynodClient
         await client.score(ScoreRequest((ScoreItem(b"x" * (2**20 + 1)),), ("mean",)))
     with pytest.raises(PayloadTooLarge, match="more than 262144 fields"):
         await client._transport.send(Call("score", 20.0, b"\x0a\x00" * (2**18 + 1)))
+
+
+async def test_compressed_message_is_refused_unread(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a token. It relies on options of gRPC's core alone: run it first after an upgrade of grpcio."""
+    received: list[bytes] = []
+
+    async def accept(servicer: RewardServicer, body: bytes, context: Any) -> bytes:
+        received.append(body)
+        return b"accepted"
+
+    monkeypatch.setattr(RewardServicer, "score", accept)
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": '[run]\ntoken = "a-token-that-is-long-enough"\n'})
+    server = RpcServer(gateway, LIMITS.max_body_bytes, authenticator)
+    port = await server.start("127.0.0.1:0")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        score = channel.unary_unary(f"/{SERVICE}/Score")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await score(bytes(LIMITS.max_body_bytes // 2), compression=grpc.Compression.Gzip)
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert received == []
+        assert await score(b"plain") == b"accepted"
+    await server.stop()
+
+
+async def test_deadline_of_a_call_bounds_its_timeout(channel: grpc.aio.Channel, backend: HeldBackend) -> None:
+    backend.gates["mean"] = asyncio.Event()
+    request = ScoreRequest((grey(51),), ("max", "mean"), request_id="r")
+    unary, stream = channel.unary_unary(f"/{SERVICE}/Score"), channel.stream_stream(f"/{SERVICE}/ScoreStream")
+    [result] = PROTOBUF.decode_response(await unary(PROTOBUF.encode_request(request), timeout=1)).results
+    assert {name: value(one) for name, one in result.scores.items()} == {"max": 0.2, "mean": "deadline_exceeded"}
+    bodies = iter([PROTOBUF.encode_stream_request(replace(request, timeout_ms=60_000))])
+    parts = [PROTOBUF.decode_part(data) async for data in stream(bodies, timeout=1)]
+    found = {part.scorer: value(part.outcome) for part in parts if isinstance(part, ScoredItem)}
+    assert found == {"max": 0.2, "mean": "deadline_exceeded"}
+
+
+async def test_long_request_id_is_refused(client: AsyncSynodClient) -> None:
+    request = ScoreRequest((grey(51),), ("mean",), request_id="r" * 257)
+    for asking in (client.score(request), anext(client.stream(request))):
+        with pytest.raises(PayloadTooLarge, match=r"^request_id has 257 characters, the limit is 256"):
+            await asking
+
+
+async def test_stream_uploads_evicted_references_again(url: str, gateway: Gateway) -> None:
+    store = gateway._context.store
+    assert isinstance(store, MemoryStore)
+    reference = encode_png(np.zeros((2, 2, 3), np.uint8))
+    request = ScoreRequest((replace(grey(51), references=(reference,)),), ("mean",), request_id="r")
+    async with AsyncSynodClient(url, timeout_s=20, retries=0, by_digest=True) as client:
+        for _ in range(2):
+            parts = [part async for part in client.stream(request)]
+            assert parts == [ScoredItem("r", 0, "mean", Score(0.2)), Rewards("r", (None,))]
+            assert list(store._images) == [digest_of(reference)]
+            store._images.clear()
 
 
 async def test_health_distinguishes_alive_from_ready(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from services.backends import LocalBackend
-from services.gateway import fanout
+from services.gateway import fanout, quota
 from services.gateway.admission import Admission, Window
 from services.gateway.core import Gateway
 from services.gateway.keys import score_keys
@@ -357,6 +357,41 @@ async def test_quota_refusal_names_the_caller(service: RewardService) -> None:
     assert values_by(await service.gateway.score(ScoreRequest((item(3),), ("a",)), caller), "a") == [3]
 
 
+async def test_third_request_of_a_budget_of_two_is_refused(
+    service: RewardService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoded pixels are held until the work on them has ended, also for a caller that has left."""
+    monkeypatch.setattr(quota, "HELD_REQUESTS", 2)
+    monkeypatch.setattr(fanout, "KEEP_AFTER_DISCONNECT_S", 3600.0)
+    limits = LimitSettings(max_image_pixels=10_000, max_request_pixels=10_000)
+    gateway = Gateway(service.backend, ENSEMBLES, limits)
+    pixels = gateway._context.pixels
+
+    def start(level: int, scorer: str) -> asyncio.Task[ScoreResponse]:
+        image = np.full((100, 100, 3), level, np.uint8)
+        return asyncio.create_task(gateway.score(ScoreRequest((ScoreItem(image),), (scorer,))))
+
+    known = await start(9, "a")
+    for event in service.backend.open.values():
+        event.clear()
+    leaves, stays = start(1, "a"), start(2, "b")
+    await service.until_called(3)
+    leaves.cancel()
+    await asyncio.wait([leaves])
+    assert pixels.held == 20_000
+    with pytest.raises(Overloaded, match=r"holds 20000 decoded pixels and 10000 more exceed the limit 20000 ") as full:
+        await start(3, "a")
+    assert full.value.retry_after_s == 1.0
+    assert (await start(9, "a")).results == known.results, "nothing is decoded for a stored score"
+    service.backend.open["a"].set()
+    await until(lambda: pixels.held == 10_000)
+    assert values_by(await start(3, "a"), "a") == [3]
+    service.backend.open["b"].set()
+    assert values_by(await stays, "b") == [2]
+    assert pixels.held == 0
+    gateway.close()
+
+
 async def test_images_by_digest_score_like_sent_images(service: RewardService) -> None:
     raw, png = np.full((4, 4, 3), 7, np.uint8), encode_png(np.full((4, 4, 3), 8, np.uint8))
     digests = await service.gateway.put_images([raw, png])
@@ -417,6 +452,14 @@ async def test_a_reader_that_pauses_delays_no_work(service: RewardService) -> No
     await until(lambda: service.backend.called == ["a", "b"] and not service.store.open_claims)  # and reads no further
     assert await anext(parts) == ScoredItem("r", 0, "b", Score(1.0))
     assert await anext(parts) == Rewards("r", (None,))
+
+
+async def test_a_reader_that_pauses_holds_no_pixels(service: RewardService) -> None:
+    parts = service.gateway.stream(ScoreRequest((item(1), ScoreItem(b"no image")), ("a", "b"), request_id="r"))
+    await anext(parts)
+    await until(lambda: service.gateway._context.pixels.held == 0)
+    assert len([part async for part in parts]) == 4
+    assert service.gateway._context.pixels.held == 0
 
 
 def counted(name: str, **labels: str) -> float:

@@ -10,10 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from services.origin import origin
-from services.scorers import registry
+from services.scorers import dense_validity, registry
 from services.scorers.base import Scorer, score_batch
 from services.scorers.dense_validity import segments
 from synod.contracts import About, Concept, Reasoning, Score, ScoreFailure, ScoreItem
+from synod.images import encode_png
 from tests.judges import JudgeServer
 from tests.outcomes import value, values
 
@@ -146,6 +147,30 @@ def test_dense_validity_is_the_share_of_segments_seen(server: JudgeServer) -> No
         ("surely fox", True),
     ]
     assert dark.detail["tokens"] == 300
+
+
+def test_dense_validity_encodes_an_image_once(server: JudgeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[Any] = []
+
+    def encode(pixels: Any) -> bytes:
+        encoded.append(pixels)
+        return encode_png(pixels)
+
+    monkeypatch.setattr(dense_validity, "encode_png", encode)
+    prompt = ", ".join(["surely a cat"] * 10)
+    outcomes = built(server, "dense_validity").score([ScoreItem(image=one, prompt=prompt) for one in (DARK, BRIGHT)])
+    assert values(outcomes) == [1.0, 1.0]
+    assert [id(pixels) for pixels in encoded] == [id(DARK), id(BRIGHT)]
+    assert len(server.asked) == 20
+
+
+def test_too_many_segments_cost_no_request(server: JudgeServer) -> None:
+    prompts = [", ".join(["surely a cat"] * count) for count in (65, 64)]
+    many, most = built(server, "dense_validity").score([ScoreItem(image=DARK, prompt=one) for one in prompts])
+    assert values((many, most)) == ["invalid_item", 1.0]
+    assert isinstance(many, ScoreFailure)
+    assert many.message == "the prompt has 65 segments, the limit is 64; shorten it, or send several items"
+    assert len(server.asked) == 64
 
 
 def test_a_segment_without_a_verdict_fails_the_item_alone(server: JudgeServer) -> None:

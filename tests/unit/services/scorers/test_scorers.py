@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 
 from services.models.types import Detection
+from services.scorers.base import score_batch
 from services.scorers.ber import Ber, BerSettings
+from services.scorers.clip_direction import ClipDirection, ClipDirectionSettings
 from services.scorers.der import Der, DerSettings
 from services.scorers.fer import Fer, FerSettings
 from services.scorers.geneval import GenEvalSettings
 from services.scorers.geneval.colour import ColorClassifier
 from services.scorers.geneval.scorer import GenEval
-from services.scorers.shared.image_text import to_plain_text
+from services.scorers.shared.image_text import clipped, to_plain_text
 from synod.contracts import Concept, GenEvalClause, GenEvalMetadata, Pixels, Score, ScoreFailure, ScoreItem
 from tests.outcomes import values
 
@@ -77,6 +80,37 @@ def test_the_matching_head_reads_pairs() -> None:
     assert first == Score(pytest.approx(0.05), {"head": "itm", "text": "a cat"})
     assert values((none, second)) == ["invalid_item", pytest.approx(0.11)]
     assert (scorer.spec.low, scorer.spec.high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_not_finite_is_not_clipped(reward: float) -> None:
+    assert clipped(reward, 0.0, 10.0, {}).value == pytest.approx(reward, nan_ok=True)
+    assert [clipped(one, 0.0, 10.0, {}).value for one in (-1.0, 4.0, 11.0)] == [0.0, 4.0, 10.0]
+
+
+class Directed:
+    """A CLIP whose features differ by grey level and by length of text; those of `broken` are NaN."""
+
+    def __init__(self, broken: str) -> None:
+        self.broken = broken
+
+    def image_features(self, images: Iterable[Pixels]) -> np.ndarray:
+        return self.rows("image", [float(image.flat[0]) for image in images])
+
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        return self.rows("text", [float(len(text)) for text in texts])
+
+    def rows(self, what: str, firsts: Sequence[float]) -> np.ndarray:
+        return np.array([[math.nan if what == self.broken else first, 1.0] for first in firsts], np.float32)
+
+
+@pytest.mark.parametrize(("broken", "expected"), [("", -1.0), ("image", "non_finite"), ("text", "non_finite")])
+def test_nan_features_are_not_the_callers_fault(broken: str, expected: float | str) -> None:
+    model = {"family": "transformers", "model": "a/b"}
+    settings = ClipDirectionSettings.model_validate({"kind": "clip_direction", "model": model})
+    item = ScoreItem(image=flat(1), prompt="two dogs", references=(flat(2),), source_prompt="a cat")
+    (outcome,) = score_batch(ClipDirection("edit", Directed(broken), settings), [item])
+    assert values([outcome]) == [expected]
 
 
 class ByLevel:

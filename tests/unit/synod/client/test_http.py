@@ -20,6 +20,7 @@ from synod.client.core import merge_parts
 from synod.client.flows import MAX_CONCURRENT_CHUNKS
 from synod.codec import JSON, MSGPACK
 from synod.contracts import (
+    ImageRef,
     ItemResult,
     Part,
     PutImagesResponse,
@@ -32,12 +33,15 @@ from synod.contracts import (
     ScoreResponse,
 )
 from synod.digest import digest_of
-from synod.errors import DeadlineExceeded, Overloaded, SynodError, Unavailable, UnknownScorer
+from synod.errors import DeadlineExceeded, Overloaded, SynodError, Unavailable, UnknownImage, UnknownScorer
 
 
 @dataclass
 class RewardService:
-    """Score the length of a prompt, after sending `faults`: (status, content type, body), or "hang up"."""
+    """Score the length of a prompt, after sending `faults`: (status, content type, body), or "hang up".
+
+    References by digest must be in `kept`, which holds the digests of uploads, if it `keeps` them.
+    """
 
     faults: list[Any] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
@@ -47,6 +51,9 @@ class RewardService:
     barrier: threading.Barrier | None = None
     cut_stream: bool = False
     polls: int = 0
+    keeps: bool = True
+    kept: set[str] = field(default_factory=set)
+    puts: list[tuple[str, ...]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -70,6 +77,9 @@ class Handler(BaseHTTPRequestHandler):
             service.at_once -= 1
         if self.failed():
             pass
+        elif unknown := self.unknown(request):
+            error = UnknownImage("upload them", unknown)
+            self.answer(error.http_status, MSGPACK.content_type, MSGPACK.encode_error(error))
         elif self.headers["accept"] == "application/x-ndjson":
             self.stream(request)
         else:
@@ -77,6 +87,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         digests = tuple(map(digest_of, MSGPACK.decode_put(self.body()).images))
+        self.service.puts.append(digests)
+        if self.service.keeps:
+            self.service.kept.update(digests)
         self.answer(200, MSGPACK.content_type, MSGPACK.encode_digests(PutImagesResponse(digests)))
 
     def do_GET(self) -> None:
@@ -110,6 +123,10 @@ class Handler(BaseHTTPRequestHandler):
         for part in reversed(parts[:-1]):
             self.wfile.write(JSON.encode_part(part) + b"\n\n")
         self.wfile.write(JSON.encode_part(parts[-1]))
+
+    def unknown(self, request: ScoreRequest) -> list[str]:
+        named = [one.digest for item in request.items for one in item.references if isinstance(one, ImageRef)]
+        return [digest for digest in named if digest not in self.service.kept]
 
     def body(self) -> bytes:
         self.service.tokens.append(self.headers["authorization"])
@@ -221,6 +238,51 @@ def test_truncated_stream_is_unavailable(use: Use, service: RewardService) -> No
     service.cut_stream = True
     with pytest.raises(Unavailable, match=r"'r' ended after 2 parts, before its last; send the request again"):
         use("stream", prompts(["a", "b"], request_id="r"))
+
+
+def streamed_twice(url: str, request: ScoreRequest, between: Callable[[], None]) -> list[list[Part]]:
+    with SynodClient(url, timeout_s=20, by_digest=True) as client:
+        first = list(client.stream(request))
+        between()
+        return [first, list(client.stream(request))]
+
+
+def streamed_twice_awaited(url: str, request: ScoreRequest, between: Callable[[], None]) -> list[list[Part]]:
+    async def call() -> list[list[Part]]:
+        async with AsyncSynodClient(url, timeout_s=20, by_digest=True) as client:
+            first = [part async for part in client.stream(request)]
+            between()
+            return [first, [part async for part in client.stream(request)]]
+
+    return asyncio.run(call())
+
+
+BY_DIGEST = ScoreRequest((ScoreItem(prompt="abc", references=(b"cat", b"dog")),), ("length",), request_id="r")
+CAT_AND_DOG = (digest_of(b"cat"), digest_of(b"dog"))
+
+
+@pytest.mark.parametrize("stream_twice", [streamed_twice, streamed_twice_awaited])
+def test_stream_uploads_evicted_references_again(stream_twice: Any, url: str, service: RewardService) -> None:
+    found = stream_twice(url, BY_DIGEST, service.kept.clear)
+    assert found == [[ScoredItem("r", 0, "length", Score(3.0)), Rewards("r", (None,))]] * 2
+    assert service.puts == [CAT_AND_DOG] * 2
+    assert service.ids == ["r"] * 3
+
+
+def test_stream_uploads_again_only_once(use: Use, service: RewardService) -> None:
+    service.keeps = False
+    with pytest.raises(UnknownImage, match=r"^upload them$") as raised:
+        use("stream", BY_DIGEST, by_digest=True)
+    assert raised.value.digests == CAT_AND_DOG
+    assert service.puts == [CAT_AND_DOG] * 2
+
+
+def test_stream_raises_for_an_unknown_digest_of_the_caller(use: Use, service: RewardService) -> None:
+    own = ScoreItem(prompt="abc", references=(ImageRef(digest_of(b"elsewhere")), b"dog"))
+    for by_digest in (True, False):
+        with pytest.raises(UnknownImage, match=r"^upload them$"):
+            use("stream", replace(BY_DIGEST, items=(own,)), by_digest=by_digest)
+    assert service.puts == [CAT_AND_DOG[1:]]
 
 
 def test_lost_response_is_retried_with_the_same_id(use: Use, service: RewardService) -> None:
