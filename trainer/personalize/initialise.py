@@ -99,7 +99,8 @@ def face_rows(path: Path, count: int, width: int) -> Tensor:
     Raises SettingsError for a file that is not [faces, size] with `size` divisible by `count`.
     """
     try:
-        faces: NDArray[np.float32] = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            faces: NDArray[np.float32] = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"{path} cannot be read ({error}); write it by `python -m services faces CONFIG FOLDER OUT.npy`"

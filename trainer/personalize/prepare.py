@@ -40,12 +40,13 @@ from trainer.personalize.records import ConceptRecord, Split, images_in, load_ph
 
 URL: Final = "http://127.0.0.1:8000"
 MAX_REFERENCES: Final = 16  # of an item; the service refuses more
+TIMEOUT_S: Final = 600.0  # of a request of 32 photographs
 POSITIVE, NEGATIVE, TALKS = "positive_recognitions.json", "random_recognitions.json", "conversations.json"
 PROMPTS: Final[Mapping[str, Split]] = {"prompts.jsonl": "train", "prompts_heldout.jsonl": "test"}
 RANDOM, HARD, SCORES = "random_images", "negative_example", "scores.json"
 EXAMPLES: Final = """examples:
-  synod personalize prepare photographs/bo --random photographs/others
-  synod personalize prepare photographs/bo --random photographs/others --pool photographs/dogs    with a running service
+  synod personalize prepare photographs/bo --random others
+  synod personalize prepare photographs/bo --random others --pool dogs                            with a running service
   synod personalize prepare photographs/bo --judge http://127.0.0.1:8010/v1 --judge-model NAME    pairs by a model too
 
 It downloads nothing. Hard negatives, which look alike, matter: without them recognition learns the class alone. They
@@ -86,6 +87,9 @@ def prepare(options: argparse.Namespace) -> list[str]:
         _check_absent(folder / name, content, replace=options.replace)
     random = _random(options, photos)
     hard = [] if options.pool is None else hard_negatives(options, photos)
+    copies = {RANDOM: _copies(random), HARD: _copies([path for path, _ in hard])}
+    for name, images in copies.items():
+        _check_images(folder / name, images, replace=options.replace)
     written: list[Pair] = []
     if endpoint is not None:  # last, so that no answer that was paid for is lost to another mistake
         written, failed = _written(record, options, endpoint)
@@ -94,10 +98,10 @@ def prepare(options: argparse.Namespace) -> list[str]:
         contents[TALKS] = (folder / TALKS).read_bytes() if is_kept else _json(talks)
     for name, content in contents.items():
         write_whole(folder / name, content)
-    for name, chosen in ((RANDOM, random), (HARD, [path for path, _ in hard])):
-        _copy(chosen, folder / name)
+    for name, images in copies.items():
+        _replace_images(folder / name, images)
     if hard:
-        scores = {_copied(path, number): score for number, (path, score) in enumerate(hard)}
+        scores = dict(zip(copies[HARD], (score for _, score in hard), strict=True))
         write_whole(folder / HARD / SCORES, _json({"scorer": options.scorer, "scores": scores}))
     lines = _summary(record, photos, json.loads(contents[TALKS]), random, hard, options)
     return [*lines, f"{TALKS}: {len(written)} of them by {options.judge_model}"] if written else lines
@@ -174,7 +178,7 @@ def hard_negatives(options: argparse.Namespace, photos: Sequence[Path]) -> list[
         for path in pool
     ]
     found = []
-    with SynodClient(options.url) as client:
+    with SynodClient(options.url, timeout_s=TIMEOUT_S, by_digest=True) as client:  # the photographs are sent once
         if options.scorer not in (names := [str(one["name"]) for one in client.scorers()]):
             raise SettingsError(f"the service has no scorer '{options.scorer}'; give --scorer of {', '.join(names)}")
         scored = score_all(client, sources, ScoreRequest((), (options.scorer,)))
@@ -218,20 +222,30 @@ def _check_absent(path: Path, content: bytes, *, replace: bool) -> None:
         raise SettingsError(f"{path} exists and differs from what would be written; remove it, or give --replace")
 
 
-def _copy(images: Sequence[Path], folder: Path) -> None:
-    """Make these images the images of a folder."""
-    if not images:
+def _copies(images: Sequence[Path]) -> dict[str, bytes]:
+    """Return the content of numbered copies of these images."""
+    return {f"{number}{path.suffix.lower()}": path.read_bytes() for number, path in enumerate(images)}
+
+
+def _check_images(folder: Path, copies: Mapping[str, bytes], *, replace: bool) -> None:
+    """Raise SettingsError if copies would take the place of other images, or bring back those that were removed."""
+    there = {path.name: path.read_bytes() for path in images_in(folder)}
+    if copies and there and there != copies and not replace:
+        raise SettingsError(
+            f"{folder} has {len(there)} images, others than the {len(copies)} that would be copied; move them "
+            "elsewhere, or give --replace, which deletes them"
+        )
+
+
+def _replace_images(folder: Path, copies: Mapping[str, bytes]) -> None:
+    """Make the copies the images of a folder, if there are any."""
+    if not copies:
         return
-    copies = {_copied(path, number): path.read_bytes() for number, path in enumerate(images)}
     for path in images_in(folder):
         if path.name not in copies:
             path.unlink()
     for name, data in copies.items():
         write_whole(folder / name, data)
-
-
-def _copied(path: Path, number: int) -> str:
-    return f"{number}{path.suffix.lower()}"
 
 
 def _json(tree: Any) -> bytes:

@@ -23,13 +23,16 @@ from tqdm import tqdm
 from synod.contracts import Pixels
 from synod.errors import SettingsError
 from synod.images import encode_png
+from trainer.agreement import SAMPLE
 from trainer.checkpoint import differences, flattened
 from trainer.distributed import device
+from trainer.evaluate.draw import digest_of
 from trainer.images import sheet, write_whole
 from trainer.personalize import stages
 from trainer.personalize.examples import Photos, questions
 from trainer.personalize.files import CONCEPT, ROWS, ConceptInfo, check_base, load_concept, save_concept
 from trainer.personalize.folder import read_folder
+from trainer.personalize.initialise import face_rows
 from trainer.personalize.records import ConceptRecord, load_images, load_photos
 from trainer.personalize.start import Start
 from trainer.personalize.tokens import Rows, base_digest, check_room, insert, remove
@@ -45,7 +48,10 @@ GRID_IMAGES: Final = 16
 GRID_SEED: Final = 1_000_003
 # Settings that do not change a stage's result, or are compared by their content.
 _FREE: Final = frozenset(
-    {"run_dir", "stages", "data", "faces", "stage_1", "stage_2", "stage_3", "policy.checkpointing", "policy.lora"}
+    {
+        *("run_dir", "stages", "data", "faces", "stage_1", "stage_2", "stage_3"),
+        *("policy.model", "policy.vq", "policy.checkpointing", "policy.lora"),
+    }
 )
 Log = Callable[[str], None]
 
@@ -68,16 +74,18 @@ def personalize(
                 f"them; use other words in {concept.folder}, and let `synod personalize prepare FOLDER --replace` "
                 "write the questions again"
             )
-        base, data = base_digest(policy), data_digest(concept, photos)
+        base, weights, data = base_digest(policy), digest_of(policy, SAMPLE), data_digest(concept, photos)
         start = Start(policy, concept, photos, settings, log)
         with stop_on_signal(settings.run_dir, "epoch") as stop:
             for number in settings.stages:
                 directory, before = settings.run_dir / f"stage-{number}", _before(settings, number)
-                conditions = conditions_of(settings, number, base, data, before)
+                conditions = conditions_of(settings, number, weights, data, before)
                 if is_done(directory, conditions):
                     log(f"stage {number} is done: {directory / 'concept'}")
                     continue
-                _write_sheets(policy, settings, concept, photos)
+                is_new = number == settings.stages[0] and not (directory / "settings.json").exists()
+                if is_new or not (settings.run_dir / CLASS_WORD).exists():
+                    _write_sheets(policy, settings, concept, photos)
                 info, rows = _rows(start, number, before, base, directory, force_base=force_base)
                 insert(policy, info.tokens, rows)
                 write_whole(directory / "settings.json", (json.dumps(conditions, indent=2) + "\n").encode())
@@ -159,14 +167,14 @@ def data_digest(concept: ConceptRecord, photos: Photos) -> str:
 
 
 def conditions_of(
-    settings: PersonalizeSettings, number: int, base: str, data: str, before: Path | None
+    settings: PersonalizeSettings, number: int, weights: str, data: str, before: Path | None
 ) -> dict[str, Any]:
     """Return what a stage's result depends on, by key: settings, base model, data and the rows of the stage before."""
     table = settings.model_dump(mode="json")
     flat = flattened(table, _FREE)
     own = flattened({f"stage_{number}": settings.stage(number).model_dump(mode="json")})
     faces = None if settings.faces is None else hashlib.blake2b(settings.faces.read_bytes(), digest_size=8).hexdigest()
-    content = {"base model (digest)": base, "data (content)": data, "faces (content)": faces}
+    content = {"base model and tokenizer (digest)": weights, "data (content)": data, "faces (content)": faces}
     if before is not None:
         content["stage before (rows)"] = hashlib.blake2b((before / ROWS).read_bytes(), digest_size=8).hexdigest()
     return {**{f"personalize.{key}": value for key, value in (flat | own).items()}, **content}
@@ -188,8 +196,6 @@ def is_done(directory: Path, conditions: Mapping[str, Any]) -> bool:
 
 def _write_sheets(policy: ShowO, settings: PersonalizeSettings, concept: ConceptRecord, photos: Photos) -> None:
     """Write what the report shows next to the stages: the photographs, the same from their codes, the class word."""
-    if (settings.run_dir / CLASS_WORD).exists():
-        return
     seen = [fit_to_square(photos[path], policy.image_side) for path in concept.train[:GRID_IMAGES]]
     write_whole(settings.run_dir / PHOTOGRAPHS, encode_png(sheet(seen)))
     write_whole(settings.run_dir / DECODED, encode_png(sheet(policy.vq.decode(policy.vq.encode(seen)))))
@@ -213,8 +219,10 @@ def _check(settings: PersonalizeSettings, concept: ConceptRecord, policy: ShowO)
     if settings.faces is not None and not settings.faces.is_file():
         raise SettingsError(
             f"[personalize] faces = {settings.faces} does not exist; write it by `python -m services faces CONFIG "
-            f"{concept.folder} {settings.faces}`, or leave it out"
+            f"{concept.train[0].parent} {settings.faces}`, or leave it out"
         )
+    if settings.faces is not None and concept.concept.kind == "person" and 2 in settings.stages:
+        face_rows(settings.faces, tokens.generation, policy.phi.model.embed_tokens.weight.shape[1])
     if concept.name in policy.vocab.base_tokenizer.get_vocab():
         raise SettingsError(
             f"{concept.folder}: '{concept.name}' is not a new token, the model has it already; give the concept "
@@ -228,11 +236,17 @@ def _check(settings: PersonalizeSettings, concept: ConceptRecord, policy: ShowO)
         )
     check_room(ConceptTokens(concept.name, tokens.shared, tokens.generation, tokens.understanding), policy.vocab)
     policy.vocab.with_personal([ConceptTokens(concept.name, tokens.shared)])
+    if not concept.random and not concept.hard:
+        raise SettingsError(
+            f"{concept.folder} has no image without {concept.name}: every recognition question would be answered yes, "
+            "and the tokens would learn to say yes to any image; `synod personalize prepare FOLDER --random DIR "
+            "--pool DIR` copies some into it"
+        )
     for number in settings.stages:
         if not questions(concept, stages.RECIPES[number].kinds, np.random.default_rng(0)):
             raise SettingsError(
-                f"{concept.folder} has no question that stage {number} trains on; add conversations.json, and images "
-                "without the concept in random_images/ or negative_example/ (`synod personalize prepare FOLDER`)"
+                f"{concept.folder} has no question that stage {number} trains on; `synod personalize prepare FOLDER` "
+                "writes some"
             )
 
 

@@ -100,8 +100,11 @@ class PersonalizeSettings(Node):
 
     @model_validator(mode="after")
     def _stages_in_order(self) -> PersonalizeSettings:
-        if list(self.stages) != sorted(set(self.stages)):
-            raise ValueError(f"stages {list(self.stages)}: give each of 1, 2 and 3 at most once, in order")
+        if list(self.stages) != list(range(self.stages[0], self.stages[-1] + 1)):
+            raise ValueError(
+                f"stages {list(self.stages)}: a stage begins with the rows of the one before; give stages that follow "
+                "each other, such as [1, 2]"
+            )
         return self
 
 

@@ -29,7 +29,7 @@ from trainer.evaluate.personal.answers import Speaker, answer_items, folder_of, 
 from trainer.evaluate.personal.arms import ARMS, Arm, in_arm
 from trainer.evaluate.personal.items import SUITES, Item, plan
 from trainer.evaluate.personal.measures import MEASURES, Line, Row, markdown, table
-from trainer.evaluate.personal.score import answered, score
+from trainer.evaluate.personal.score import MAX_REFERENCES, answered, score
 from trainer.images import write_whole
 from trainer.personalize.folder import read_folder
 from trainer.personalize.readers import dreambench, dreambench_pp, mc_llava, yollava
@@ -53,7 +53,7 @@ def evaluate(options: argparse.Namespace, policy: PolicySettings | None, url: st
 
     `template` is the query about facts, with {facts}, {prompt} and, if wanted, {name}.
 
-    Raises SettingsError for wrong options and data, and the SynodError of a service that fails.
+    Raises SettingsError for wrong options and data, OutOfMemory, and the SynodError of a service that fails.
     """
     records = READERS[options.suite](options.data)
     if bare := [record for record in records.values() if not record.train]:
@@ -70,6 +70,7 @@ def evaluate(options: argparse.Namespace, policy: PolicySettings | None, url: st
     with SynodClient(url, timeout_s=TIMEOUT_S, retries=RETRIES) as client:
         served = _served(client, items, options.scorers)
         from trainer.distributed import joined  # imported here: --help and wrong usage need no torch
+        from trainer.out_of_memory import explain_large_batch
 
         with joined() as ranks:
             answers = out / "answers" if options.answers is None else options.answers
@@ -79,10 +80,11 @@ def evaluate(options: argparse.Namespace, policy: PolicySettings | None, url: st
                 ranks.check_equal(speaker.digest, "digest of the weights; give the same model on every machine")
             with ranks.together():
                 if ranks.is_first:
-                    _prepare(out, options, items, {} if policy is None else _decides(policy, speaker))
+                    _prepare(out, options, items, records, {} if policy is None else _decides(policy, speaker))
             with ranks.together():
                 if speaker is not None:
-                    _answer(plans, speaker, answers, options, ranks.rank, ranks.world)
+                    with explain_large_batch(options.batch, " and a new --out, because answers depend on the batch"):
+                        _answer(plans, speaker, answers, options, ranks.rank, ranks.world)
             with ranks.together():
                 if ranks.is_first and speaker is not None:
                     for arm, found in plans.items():
@@ -185,12 +187,19 @@ def _served(client: SynodClient, items: Sequence[Item], wanted: Sequence[str]) -
     return needed & served & (set(wanted) or needed)
 
 
-def _prepare(out: Path, options: argparse.Namespace, items: Sequence[Item], decides: Mapping[str, Any]) -> None:
+def _prepare(
+    out: Path,
+    options: argparse.Namespace,
+    items: Sequence[Item],
+    records: Mapping[str, ConceptRecord],
+    decides: Mapping[str, Any],
+) -> None:
     """Write OUT/evaluation.json and OUT/plan.jsonl, or check that they are of this evaluation. Raises SettingsError."""
     lines = b"".join(_planned(one, options.data) for one in items)
     conditions: dict[str, Any] = {
         "suite": options.suite,
         "items": hashlib.blake2b(lines, digest_size=16).hexdigest(),
+        "photographs": _content(items, records),
         "images": options.images,
         "limit": options.limit,
         "seed": options.seed,
@@ -201,6 +210,22 @@ def _prepare(out: Path, options: argparse.Namespace, items: Sequence[Item], deci
         conditions |= {**decides, "batch": options.batch}  # rounding depends on a batch's size
     runner.prepare(out, conditions)
     write_whole(out / "plan.jsonl", lines)
+
+
+def _content(items: Sequence[Item], records: Mapping[str, ConceptRecord]) -> str:
+    """Return a digest of the images that questions show, and of those that drawn images are compared with.
+
+    Raises SettingsError for a missing one.
+    """
+    shown = [one.shown for one in items if one.shown is not None]
+    paths = dict.fromkeys([*shown, *(path for record in records.values() for path in record.train[:MAX_REFERENCES])])
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        try:
+            digest.update(hashlib.blake2b(path.read_bytes()).digest())
+        except OSError as error:
+            raise SettingsError(f"{path}: {error.strerror}; correct the folder of --data") from None
+    return digest.hexdigest()
 
 
 def _planned(one: Item, data: Path) -> bytes:

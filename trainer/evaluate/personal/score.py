@@ -21,9 +21,10 @@ from tqdm import tqdm
 from synod.client import SynodClient
 from synod.contracts import About, Concept, ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.digest import digest_of
-from synod.errors import NoReferenceFace
+from synod.errors import NoReferenceFace, SettingsError
 from synod.reader import Node
 from synod.records import read, write
+from synod.scoring import show
 from synod.scoring.inputs import Loaded, Source
 from synod.scoring.log import ScoreLog
 from synod.scoring.run import score_all
@@ -33,7 +34,7 @@ from trainer.evaluate.personal.items import Item
 from trainer.evaluate.personal.measures import Row
 from trainer.evaluate.runner import ROWS
 from trainer.images import write_whole
-from trainer.personalize.records import ConceptRecord
+from trainer.personalize.records import ConceptRecord, load_images
 
 FACELESS: Final = NoReferenceFace.code
 MAX_REFERENCES: Final = 16  # of an item; the service refuses more
@@ -138,8 +139,13 @@ class _References:
 
 
 def _references(record: ConceptRecord, client: SynodClient, served: set[str]) -> _References:
-    """Return a concept's training images, and of a person's those that `fer` finds a face in: it refuses the others."""
-    every = record.train[:MAX_REFERENCES]
+    """Return a concept's training images that can be read, and of a person's those that `fer` finds a face in.
+
+    Raises SettingsError if none can be read.
+    """
+    every = tuple(path for path, _ in load_images(record.train[:MAX_REFERENCES], show.notify, skip_bad=True))
+    if not every:
+        raise SettingsError(f"{record.folder}: no image of {record.name} can be read; give one to compare with")
     if record.concept.kind != "person" or "fer" not in served:
         return _References(every, every)
     images = [path.read_bytes() for path in every]

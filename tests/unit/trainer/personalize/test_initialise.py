@@ -83,6 +83,18 @@ def test_bad_faces_are_refused(tmp_path: Path, faces: np.ndarray, count: int, me
         face_rows(tmp_path / "faces.npy", count, 8)
 
 
+@pytest.mark.parametrize("content", ["", "PK", "archive"])
+def test_files_that_are_no_array_are_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "faces.npy"
+    if content == "archive":
+        with path.open("wb") as file:
+            np.savez(file, faces=np.zeros((2, 12), np.float32))
+    else:
+        path.write_text(content)
+    with pytest.raises(SettingsError, match=r"cannot be read .*python -m services faces"):
+        face_rows(path, 3, 8)
+
+
 def test_regions_are_where_late_draws_differ(owner: ShowO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(initialise, "IMAGES", 6)
     found = {mode: find_regions(owner, PROMPT, mode, 1, (0,)) for mode in ("paper", "public", "random_patch")}

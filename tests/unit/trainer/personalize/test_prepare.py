@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from synod.client import SynodClient
-from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreResponse
+from synod.contracts import ImageRef, ItemResult, Outcome, PutImagesResponse, Score, ScoreFailure, ScoreResponse
+from synod.digest import digest_of
 from synod.images import ImageLimits, decode_item, encode_png
 from tests.unit.trainer.personalize.unify_tree import write_image, write_json, write_tree
 from tests.unit.trainer.reward_services import WIRE
@@ -51,13 +52,22 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
     """`run("--pool", ..)`: a service's `clip_i` is 1 - the distance in brightness; level 30 has no score."""
+    kept: dict[str, Any] = {}  # images that were uploaded, by digest
 
     def handle(http: httpx.Request) -> httpx.Response:
         if http.method == "GET":
             return httpx.Response(200, json={"scorers": [{"name": "clip_i"}, {"name": "ber"}]})
+        if http.method == "PUT":
+            images = WIRE.decode_put(http.content).images
+            digests = tuple(map(digest_of, images))
+            kept.update(zip(digests, images, strict=True))
+            body = WIRE.encode_digests(PutImagesResponse(digests))
+            return httpx.Response(200, content=body, headers={"content-type": WIRE.content_type})
         request = WIRE.decode_request(http.content)
         results = []
         for item in request.items:
+            sent = [kept[one.digest] if isinstance(one, ImageRef) else one for one in item.references]
+            item = replace(item, references=tuple(sent))
             pixels, *references = (one.mean() for one in _decoded(item))
             assert len(references) == 3
             value = Score(1 - abs(pixels - np.mean(references)) / 255)
@@ -66,8 +76,8 @@ def run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
         body = WIRE.encode_response(ScoreResponse(tuple(results), request.request_id or ""))
         return httpx.Response(200, content=body, headers={"content-type": WIRE.content_type})
 
-    def client(url: str) -> SynodClient:
-        return SynodClient(url, retries=0, transport=httpx.MockTransport(handle))
+    def client(url: str, **options: Any) -> SynodClient:
+        return SynodClient(url, retries=0, transport=httpx.MockTransport(handle), **options)
 
     monkeypatch.setattr(prepare, "SynodClient", client)
     monkeypatch.chdir(photos.parent)
@@ -171,8 +181,25 @@ def test_negatives_are_random_and_look_alike(run: Prepare, photos: Path, capsys:
     before = files(photos)
     assert run(*arguments) == 0
     assert files(photos) == before
-    assert run(*arguments, "--seed", "1", "--negatives", "2") == 0
+    assert run(*arguments, "--seed", "1", "--negatives", "2") == 1
+    assert "random_images has 4 images, others than the 2 that would be copied" in capsys.readouterr().err
+    assert files(photos) == before
+    assert run(*arguments, "--seed", "1", "--negatives", "2", "--replace") == 0
     assert len(read_folder(photos)["<bo>"].random) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "count"),
+    [("random_images", ("--random", "others"), 12), ("negative_example", ("--pool", "pool"), 11)],
+)
+def test_negatives_of_the_user_are_not_deleted(
+    run: Prepare, photos: Path, capsys: pytest.CaptureFixture[str], name: str, arguments: tuple[str, ...], count: int
+) -> None:
+    write_image(photos / name / "rex.png", 7)
+    before = files(photos)
+    assert run(*arguments) == 1
+    assert f"{name} has 1 images, others than the {count} that would be copied; move them" in capsys.readouterr().err
+    assert files(photos) == before
 
 
 def _level(path: Path) -> int:

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shutil
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,8 @@ from trainer.personalize.records import ConceptRecord, Question, load_image
 from trainer.personalize.tokens import base_digest
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import Vocabulary
-from trainer.settings.personalize import load_personalize
+from trainer.report.stages import PHOTOGRAPHS
+from trainer.settings.personalize import PersonalizeSettings, load_personalize
 
 TOML = """[trainer.policy]
 model = "model"
@@ -44,6 +46,7 @@ stage_2 = { epochs = 1, questions = 13, images = 3 }
 stage_3 = { epochs = 1, questions = 13, images = 3 }
 """
 Command = Callable[..., int]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
@@ -168,6 +171,7 @@ def silent(world: Path) -> None:
 BAD = {
     "unreadable": (unreadable, "1.png: .*--skip-bad"),
     "unreadable negative": (lambda w: (w / "dot/random_images/1.png").write_bytes(b"") and None, "1.png: .*--skip-bad"),
+    "no negatives": (lambda w: shutil.rmtree(w / "dot/random_images"), "no image without <dot>: .*--random DIR"),
     "no images": (silent, "no images; give at least one file"),
     "no class": (lambda w: renamed(w, **{"class": None}), "class: missing"),
     "empty class": (lambda w: renamed(w, **{"class": ""}), "class: no words"),
@@ -215,8 +219,18 @@ def test_a_missing_file_of_faces_is_named(
 ) -> None:
     monkeypatch.setenv("SYNOD__PERSONALIZE__FACES", "gone.npy")
     assert personalize() == 1
-    assert "gone.npy does not exist; write it by `python -m services faces CONFIG" in error(capsys)
+    message = f"gone.npy does not exist; write it by `python -m services faces CONFIG {world / 'dot/train'} "
+    assert message in error(capsys)
     assert not (world / "run/stage-1/concept").exists()
+
+
+def test_the_report_of_a_new_training_shows_its_photographs(personalize: Command, world: Path) -> None:
+    assert personalize("--stages", "1") == 0
+    before = (world / "run" / PHOTOGRAPHS).read_bytes()
+    Image.fromarray(np.full((9, 9, 3), 77, np.uint8)).save(world / "dot/train/0.png")
+    shutil.rmtree(world / "run/stage-1")
+    assert personalize("--stages", "1") == 0
+    assert (world / "run" / PHOTOGRAPHS).read_bytes() != before
 
 
 def test_grey_and_transparent_images_are_read(world: Path) -> None:
@@ -306,7 +320,8 @@ def test_settings_name_table_key_and_value(tmp_path: Path) -> None:
     path.write_text(ok)
     assert load_personalize(path, {}).policy.model == "a/b"
     bad = {
-        "stages = [2, 1]": "personalize: stages \\[2, 1\\]: give each of 1, 2 and 3 at most once, in order",
+        "stages = [2, 1]": "personalize: stages \\[2, 1\\]: .*give stages that follow each other",
+        "stages = [1, 3]": "personalize: stages \\[1, 3\\]: .*give stages that follow each other",
         'prompt = "a dog"': "personalize.prompt: the prompt has no {}",
         'region_prompt = "{} and {x}"': "personalize.region_prompt: the prompt has other braces than {}",
         'regions = "all"': "personalize.regions: ",
@@ -323,6 +338,16 @@ def test_settings_name_table_key_and_value(tmp_path: Path) -> None:
     path.write_text(ok.replace('"dot"', '"nowhere"'))
     with pytest.raises(SettingsError, match=r"personalize\.data: 'nowhere': no such directory"):
         load_personalize(path, {})
+
+
+def test_without_what_the_guide_removes_the_shipped_settings_are_the_papers(tmp_path: Path) -> None:
+    """Step 3 of docs/personalization.md, for a published Show-o."""
+    tree = tomllib.loads((ROOT / "deploy/configs/personalize.toml").read_text())
+    table = tree["personalize"] | {"data": tmp_path, "run_dir": tmp_path, "policy": {"model": "showlab/show-o-512x512"}}
+    for key in ("tokens", "text_repeats", "prompt", "region_prompt", "stage_1", "stage_2", "stage_3"):
+        assert table.pop(key)
+    bare = {key: table[key] for key in ("data", "run_dir", "policy")}
+    assert PersonalizeSettings.model_validate(table) == PersonalizeSettings.model_validate(bare)
 
 
 def test_words_without_a_token_are_named(concept: ConceptRecord, vocab: Vocabulary) -> None:

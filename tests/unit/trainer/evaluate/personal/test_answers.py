@@ -280,3 +280,20 @@ def test_a_person_is_compared_with_images_that_show_a_face(
     assert all(isinstance(row.outcomes["fer"], Score) for row in rows)
     (line, *_) = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert [Path(path).name for path in json.loads(line)["item"]["references"]] == ["0.png"]
+
+
+def test_an_unreadable_photograph_is_no_reference(
+    items: list[Item], records: Records, client: SynodClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `synod personalize --skip-bad` leaves it out; the images are compared with the others."""
+    drawn = [one for one in of(items, "pure") if one.concept == "<bo>"]
+    answer(drawn, tmp_path / "answers")
+    first = records["<bo>"].train[0]
+    first.write_bytes(b"PNG")
+    rows = score(answered({"concept": drawn}, tmp_path / "answers", 0), records, client, ALL, tmp_path)
+    assert all(isinstance(row.outcomes["clip_i"], Score) for row in rows)
+    assert f"left out: {first}" in capsys.readouterr().err
+    for path in records["<bo>"].train:
+        path.write_bytes(b"PNG")
+    with pytest.raises(SettingsError, match="no image of <bo> can be read"):
+        score(answered({"concept": drawn}, tmp_path / "answers", 0), records, client, ALL, tmp_path)

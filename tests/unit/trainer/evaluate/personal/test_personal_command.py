@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from synod.errors import Unavailable
 from tests.unit.trainer.evaluate.personal.conftest import Service
@@ -59,6 +60,17 @@ def test_unify_prints_every_measure_with_its_controls(
     assert ((out / "table.md").read_bytes(), (out / "rows.jsonl").read_bytes()) == (table, rows)
     assert service.num_items == sent, "the second run asks, draws and scores nothing"
     assert {path.name for path in (out / "answers/controls").iterdir()} == set(ARMS) - {"concept"}
+
+
+@pytest.mark.parametrize("image", ["concept/test/bo/0.png", "concept/train/bo/0.png"])
+def test_other_photographs_under_the_same_names_are_another_evaluation(
+    evaluate: Evaluate, data: Path, capsys: pytest.CaptureFixture[str], image: str
+) -> None:
+    arguments = ["model", "--suite", "unify", "--data", "data", *SMALL]
+    assert evaluate(*arguments) == 0
+    write_image(data / image, 99)
+    assert evaluate(*arguments) == 2
+    assert "holds another evaluation (photographs was" in capsys.readouterr().err
 
 
 def test_unify_pp_has_columns_of_its_own(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,3 +225,17 @@ def test_other_conditions_do_not_resume(evaluate: Evaluate, capsys: pytest.Captu
     assert "seed was 0, now 1" in capsys.readouterr().err
     assert evaluate(*arguments, *SMALL, "--batch", "2") == 2
     assert "batch was 4, now 2" in capsys.readouterr().err
+
+
+def test_out_of_memory_names_the_batch_and_a_new_out(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers depend on the batch, so the evaluation cannot go on with another one."""
+
+    def denoise(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(ShowO, "denoise", denoise)
+    assert evaluate("model", "--suite", "unify", "--data", "data", *SMALL, "--batch", "8") == 1
+    message = capsys.readouterr().err
+    assert "out of memory with --batch 8 (CUDA out of memory.). Give --batch 4 and a new --out" in message
