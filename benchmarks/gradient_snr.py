@@ -38,7 +38,7 @@ from tqdm import tqdm
 from benchmarks.machine import command, machine
 from trainer.algorithms.gradient_noise import gradient_noise
 from trainer.clock import Clock
-from trainer.credit import modality_advantages, rewarded
+from trainer.credit import is_usable, modality_advantages
 from trainer.data.source import training_tasks, wanted_rewards
 from trainer.distributed import ONE_RANK
 from trainer.groups import ScoredGroup
@@ -52,7 +52,6 @@ from trainer.run import make_policy
 from trainer.screen_plan import ScreenPlan
 from trainer.settings import TrainerSettings, load
 from trainer.types import MODALITIES, Modality, Task
-from trainer.update import MIN_REWARDS
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES: Final = {  # by what the names of their parameters contain, the first that fits
@@ -134,7 +133,7 @@ def _drawn(policy: Policy, service: RewardBackend, settings: TrainerSettings, co
         for place, task in enumerate(source.tasks(step)):
             key = (settings.seed, step)
             (group,) = draw_groups(policy, service, [task], key, place, unscreened, settings, Clock(), ONE_RANK)
-            if found < count and len(rewarded(group)) >= MIN_REWARDS:
+            if found < count and is_usable(group, settings.loss):
                 found += 1
                 yield group
         step += 1

@@ -36,7 +36,7 @@ from trainer.evaluate.compare import paired, summary
 from trainer.evaluate.heldout import AFTER, BEFORE, load_evaluation
 from trainer.images import write_whole
 from trainer.policy.base import Policy
-from trainer.report.metrics import read
+from trainer.report.metrics import read, steps_saved
 from trainer.rewards.base import RewardBackend
 from trainer.run import make_policy
 from trainer.settings import TrainerSettings
@@ -173,8 +173,12 @@ def within(change: Change | None, errors: float) -> bool | None:
 
 
 def figures(run_dir: Path) -> dict[str, Any]:
-    """Return what a run's records say about its training, and the changes by pathway, component and tag."""
+    """Return what a run's records say about its training, and the changes by pathway, component and tag.
+
+    `seconds` are those of the whole run by phase; `screens` and `signal_per_second` those of "auto" at its end.
+    """
     records = read(run_dir)
+    phases = dict.fromkeys(phase for record in records for phase in record["seconds"])
     by_measure = paired(load_evaluation(run_dir / BEFORE), load_evaluation(run_dir / AFTER))
     return {
         "steps": len(records),
@@ -182,6 +186,9 @@ def figures(run_dir: Path) -> dict[str, Any]:
         f"reward_first_{WINDOW}_steps": summary(record["reward_mean"] for record in records[:WINDOW]).mean,
         f"reward_last_{WINDOW}_steps": summary(record["reward_mean"] for record in records[-WINDOW:]).mean,
         **{name: sum(record[name] for record in records) for name in ("masked", "skipped", "previews", "kept")},
+        "denoising_steps_saved_ratio": steps_saved(records),
+        "seconds": {name: round(math.fsum(one["seconds"].get(name, 0.0) for one in records), 1) for name in phases},
+        **{name: records[-1][name] for name in ("screens", "signal_per_second") if name in records[-1]},
         "by_measure": {name: asdict(change) for name, change in by_measure.items()},
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from trainer.evaluate.compare import Evaluation, Row, compare, matched
+from trainer.evaluate.compare import Evaluation, Row, compare, matched, summary
 from trainer.evaluate.estimate import clustered
 
 PRIMARY: Final = "image part"
@@ -65,21 +65,19 @@ def changes(before: Evaluation, after: Evaluation) -> dict[str, Change]:
     Raises SettingsError if prompts or settings of the two differ.
     """
     pairs = matched(before, after)
-    number = {text: i for i, text in enumerate(dict.fromkeys(row.prompt for row, _ in pairs))}
     found = {}
     for name, value in MEASURES.items():
         own = [(a, b) for a, b in pairs if value(a) is not None or value(b) is not None]
         whole = compare(own, value)
         if whole.before.mean is None or whole.after.mean is None or whole.difference is None:
             continue
-        by_prompt = clustered(
-            (number[a.prompt], y - x) for a, b in own if (x := value(a)) is not None and (y := value(b)) is not None
-        )
+        moved = [(a.prompt, y - x) for a, b in own if (x := value(a)) is not None and (y := value(b)) is not None]
+        by_prompt = clustered(moved)
         found[name] = Change(
             whole.before.mean,
             whole.after.mean,
             whole.difference,
-            whole.stderr,
+            summary(difference for _, difference in moved).stderr,
             by_prompt.stderr,
             whole.n,
             by_prompt.prompts,

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ from benchmarks.flow import Measure, Part
 from benchmarks.learning import figures
 from benchmarks.measures import changes, to_document
 from synod.contracts import Pixels
+from synod.errors import SettingsError
 from trainer.evaluate.compare import Evaluation, Paired, Row, compare, matched, summary
 from trainer.evaluate.heldout import AFTER, BEFORE, evaluate, held_out, load_evaluation, save_evaluation
 from trainer.policy.base import Policy
@@ -188,16 +190,25 @@ def train_reasoning(options: argparse.Namespace, deadline: float) -> Part | None
 
 
 def train_edits(options: argparse.Namespace, deadline: float) -> Part | None:
-    """Train cycle edits; return the change of the reward, and both similarities by guidance before and after."""
+    """Train cycle edits; return the change of the reward, and both similarities by guidance before and after.
+
+    Raises SettingsError if the run is finished, but its trained policy is missing.
+    """
     run_dir = options.runs / "edits"
+    trained = run_dir / "trained"
+    if (run_dir / AFTER).exists() and not trained.exists():
+        raise SettingsError(
+            f"{run_dir / AFTER} exists, so the run is finished, but {trained} does not: its trained policy is lost; "
+            f"remove {run_dir} to train again"
+        )
     own: Tree = {"data": _data(options, "edits"), "policy": {"model": str(options.editor.resolve())}}
     settings = _settings(options, "edits", run_dir, own, EDITING)
-    policy, trained = make_policy(settings), run_dir / "trained"
+    policy = make_policy(settings)
     both = _run(options, settings, deadline, policy=policy)
     if both is None:
         return None
     if not trained.exists():
-        policy.save(trained)
+        save_whole(policy, trained)
     curves: dict[str, list[list[float]]] = {}
     for name, model in (("before", options.editor), ("after", trained)):
         curves[name] = []
@@ -225,6 +236,14 @@ def train_edits(options: argparse.Namespace, deadline: float) -> Part | None:
         "similarities": {"of": list(EDITED), "by guidance": by_guidance},
         "verdicts": verdicts,
     }
+
+
+def save_whole(policy: Policy, directory: Path) -> None:
+    """Save a policy under another name, then rename it: if the directory exists, it has the whole policy."""
+    partial = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    policy.save(partial)
+    partial.rename(directory)
 
 
 def above(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> int:

@@ -18,8 +18,10 @@ from trainer.algorithms.aggregate import GroupRewards, without_fixed
 from trainer.algorithms.screen import extremes
 from trainer.groups import ScoredGroup
 from trainer.settings import LossSettings, ScreenSettings
+from trainer.settings.loss import SMALLEST_GROUP
 from trainer.types import MODALITIES, Modality, Pathway, Reward, RewardSpec
 
+MIN_REWARDS = 2  # of a group in an update: one reward equals its own mean
 SlopeKey = tuple[Modality, Pathway, int]
 Slopes = Mapping[SlopeKey, Slope]
 """The running slopes on the surrogate score of the whole reward ("text"), and of its part that images answer for.
@@ -82,6 +84,16 @@ def _credits(groups: Sequence[ScoredGroup], advantages: Sequence[Tensor], count:
 def rewarded(group: ScoredGroup) -> list[int]:
     """Return the places of the rollouts that have a reward."""
     return [place for place, reward in enumerate(group.rewards) if reward.value is not None]
+
+
+def is_usable(group: ScoredGroup, settings: LossSettings) -> bool:
+    """Return whether a group has enough rewards for an update; the update skips it if not.
+
+    "group_std" and "gdpo" need SMALLEST_GROUP of them, however many rollouts there are: divided by their deviation, two
+    rewards would be +-.707 whatever their difference.
+    """
+    divides = settings.normalise == "group_std" or group.previews.task.reward.aggregation == "gdpo"
+    return len(rewarded(group)) >= (SMALLEST_GROUP if divides else MIN_REWARDS)
 
 
 def _advantages(

@@ -14,7 +14,8 @@ from trainer.algorithms.audit import Audit, Correlation, Observed
 from trainer.algorithms.auto import MEMORY, group_work
 from trainer.algorithms.costs import Costs, Work
 from trainer.groups import ScoredGroup
-from trainer.settings import TrainerSettings
+from trainer.rewards.intrinsic import READ_PREVIEWS
+from trainer.settings import INTRINSIC, TrainerSettings
 from trainer.types import Pathway
 
 Audits = Mapping[Pathway, Audit]
@@ -74,10 +75,20 @@ def update_costs(
 ) -> Costs:
     """Return the costs with a step's `seconds` of every rank; the first `replaced` groups were not in the update.
 
-    What "auto" decides by fades, so that it follows the policy's present costs.
+    The policy's own reading counts as scoring and rewarding, but for the share of audited images, each of which takes
+    as long as an image of a group. What "auto" decides by fades, so that it follows the policy's present costs.
     """
     spent = {name: sum(one.get(name, 0.0) for one in seconds) for name in {name for one in seconds for name in one}}
-    phases = (("reason",), ("preview", "finish"), ("decode",), ("surrogate",), ("reward_wait",), ("update",))
+    finished, audited = sum(len(group.rewards) for group in groups), sum(len(group.audit) for group in groups)
+    spent[INTRINSIC] = spent.get(INTRINSIC, 0.0) * finished / max(1, finished + audited)
+    phases = (
+        ("reason",),
+        ("preview", "finish"),
+        ("decode",),
+        ("surrogate", READ_PREVIEWS),
+        ("reward_wait", INTRINSIC),
+        ("update",),
+    )
     done = [work_of(group, settings, in_update=place >= replaced) for place, group in enumerate(groups)]
     return costs.add(
         Work(*(sum(spent.get(name, 0.0) for name in names) for names in phases)),

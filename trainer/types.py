@@ -16,6 +16,7 @@ from synod.contracts import Concept, GenEvalMetadata, Pixels, ScoreFailure
 Pathway = Literal["visual", "textual", "asked", "none"]  # "none": the policy draws the prompt without reasoning
 Modality = Literal["text", "image"]
 MODALITIES: Final[tuple[Modality, ...]] = ("text", "image")
+ROUNDING: Final = 1e-9  # of the largest term of a reward: a difference below it counts as 0
 Seed = tuple[int, ...]  # (seed of the run, step, group, index of the rollout)
 Aggregation = Literal["sum", "gdpo"]
 Result = Literal["image", "answer", "cycled"]
@@ -248,4 +249,9 @@ class Reward:
     @property
     def image_part(self) -> float | None:
         """The reward without its fixed terms, which is what the image earned; None if either is not known."""
-        return None if self.value is None or self.fixed is None else self.value - math.fsum(self.fixed.values())
+        if self.value is None or self.fixed is None:
+            return None
+        terms = self.fixed.values()
+        part = self.value - math.fsum(terms)
+        # Where all terms are fixed only rounding errors are left, which a normalisation would raise to full advantages.
+        return 0.0 if abs(part) < ROUNDING * max(map(abs, (self.value, *terms))) else part

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer.algorithms.losses import LossStats
-from trainer.credit import Slopes, modality_advantages, rewarded
+from trainer.credit import Slopes, is_usable, modality_advantages
 from trainer.distributed import ONE_RANK, WHOLE, Ranks, Sharding, whole
 from trainer.errors import NonFinite
 from trainer.gradient_meter import GradientMeter
@@ -21,7 +21,6 @@ from trainer.policy.base import Policy
 from trainer.settings import TrainerSettings
 from trainer.types import MODALITIES, Modality
 
-MIN_REWARDS = 2  # a group with fewer is skipped: one reward equals its own mean
 MAX_GRAD_NORM = 1.0  # the paper's
 
 
@@ -34,7 +33,7 @@ class Update:
     grad_norm      of the gradient before it is clipped; None if all groups were skipped
     advantage_abs  mean |advantage| of each modality's decisions; None if all groups were skipped
     cosines        `pair_cosine` of the groups' gradients of each modality; None below two groups, or for a split policy
-    skipped        groups with fewer than MIN_REWARDS rewards
+    skipped        groups with too few rewards (`trainer.credit.is_usable`)
     flat           groups whose rewards are all equal, which have no signal
     """
 
@@ -65,7 +64,7 @@ def policy_update(
     step may leave parameters changed, so that nothing may be saved after it (`together(undone=False)`).
     """
     optimizer.zero_grad(set_to_none=True)
-    usable = [i for i, group in enumerate(groups) if len(rewarded(group)) >= MIN_REWARDS]
+    usable = [i for i, group in enumerate(groups) if is_usable(group, settings.loss)]
     if not usable:
         return Update(
             *_totals([], ONE_RANK), None, dict.fromkeys(MODALITIES), dict.fromkeys(MODALITIES), len(groups), 0

@@ -136,6 +136,16 @@ def test_both_schedules_are_pinned() -> None:
     assert sde.sigmas(4, 1.0) == (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
+@pytest.mark.parametrize("shift", [0.1, 0.2, 0.3, 0.7, 1.0, 3.0])
+@pytest.mark.parametrize("schedule", ["once", "diffusers"])
+def test_times_are_exactly_from_1_to_0(shift: float, schedule: sde.Schedule) -> None:
+    """At a first time of 1 - 2e-16 the noise of an SDE step would be divided by that difference."""
+    times = sde.sigmas(10, shift, schedule)
+    assert (times[0], times[-1]) == (1.0, 0.0)
+    found = [sde.coefficients(t, t_next, 0.7) for t, t_next in itertools.pairwise(times)]
+    assert max(one.std for one in found) < 3
+
+
 def test_sensitivity_is_the_gradient_per_noise() -> None:
     """d logp / d v = -w noise / E; w spans 1 to 25, as pinned (at t = 1 the drift has no D)."""
     x, v, noise = latents(2)

@@ -153,17 +153,19 @@ class AutoScreen:
         return found
 
     def moved(self, gains: Mapping[int | None, Estimate]) -> AutoScreen:
-        """Return the pathway with the screen of the highest gain, if it exceeds the present one's by more than errors.
+        """Return the pathway with the best of the screens that exceed the present one by more than the error.
 
-        The error is that of the difference if both were measured apart, which is more than it is. Nothing moves without
-        gains.
+        To draw without a screen is one of the choices. The error is that of the difference of the gains if both were
+        measured apart, which is more than it is; a choice whose own error is too large is passed over. Nothing moves
+        without gains.
         """
         if not gains:
             return self
-        now, best = gains[self.step], max(gains, key=lambda step: gains[step].value)
-        if gains[best].value - now.value <= math.hypot(gains[best].error, now.error):
+        now = gains[self.step]
+        better = [step for step, one in gains.items() if one.value - now.value > math.hypot(one.error, now.error)]
+        if not better:
             return self
-        return AutoScreen(best, self.measured, self.foresights)
+        return AutoScreen(max(better, key=lambda step: gains[step].value), self.measured, self.foresights)
 
 
 def group_work(step: int | None, group_size: int, last: int, *, has_answers: bool, draws: int = 1) -> Work:

@@ -12,7 +12,8 @@ class Work:
     answers   answers written
     steps     denoising steps of one image each
     images    images decoded, previews included
-    scores    previews scored: the time in which nothing was left to do but wait for them
+    scores    previews scored: the time in which nothing was left to do but wait for them, and that in which the policy
+              read them itself
     rewards   images rewarded: likewise
     rollouts  rollouts in the update
     """

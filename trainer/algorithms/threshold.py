@@ -51,12 +51,12 @@ class ThresholdController(Protocol):
     def update(
         self, state: ThresholdState, scores: Sequence[float], drawn: int, passed: int, capped: bool
     ) -> ThresholdState:
-        """Return the state for the next iteration.
+        """Return the state for the next iteration. An iteration has all groups of a step that T screened.
 
         scores  every score measured in this iteration, including those of rejected previews
         drawn   previews drawn, >= len(scores); missing scores do not count in the pass rate
         passed  scores above T, whether kept or not
-        capped  drawing stopped at its cap, not at a full group
+        capped  drawing of a group stopped at its cap, not at a full group
 
         Without any score neither threshold nor trend changes. Raises ValueError for counts that contradict each other
         and for a score that is NaN or infinite.
@@ -108,9 +108,10 @@ class Quantile:
 class Power:
     """Eq. 7, sign corrected, without damping: T' = T^(1 - mu*Delta), T clamped to [.001, .999].
 
-    Delta = (passed - 1)/(n - 1) - target_pass_rate over the n scores: unbiased when drawing stops at the group's last
-    pass, within .006 when it stops at the end of a batch of 12. At the cap the count does not depend on the passes, so
-    passed/n is used. For scores in (0, 1).
+    Delta = (passed - 1)/(n - 1) - target_pass_rate over the n scores: unbiased when drawing stops at the last pass of a
+    group, or of each of several (sums of negative binomial counts are negative binomial), within .006 when it stops at
+    the end of a batch of 12. At the cap the count does not depend on the passes, so passed/n is used. For scores in
+    (0, 1).
     """
 
     start: float = START

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from synod.contracts import Pixels
 from synod.errors import SettingsError
+from trainer.evaluate.estimate import clustered
 
 _FULL: Final = 1 - 1e-9
 
@@ -69,7 +70,8 @@ class Summary:
 class Paired:
     """A comparison of `n` pairs with a value on both sides; `dropped` pairs lack one.
 
-    `difference` is the mean of after - before; its standard error assumes independent pairs.
+    `difference` is the mean of after - before. `stderr` is the larger of two standard errors: as if all pairs were
+    independent, and clustered by prompt, because images of one prompt may change alike.
     """
 
     before: Summary
@@ -205,10 +207,13 @@ def _component(name: str, row: Row) -> float | None:
 
 def compare(rows: Sequence[tuple[Row, Row]], value: Callable[[Row], float | None]) -> Paired:
     """Compare a value of matched rows; pairs that lack it on one side are dropped."""
-    pairs = [(a, b) for row, other in rows if (a := value(row)) is not None and (b := value(other)) is not None]
-    change = summary(b - a for a, b in pairs)
-    before, after = summary(a for a, _ in pairs), summary(b for _, b in pairs)
-    return Paired(before, after, change.mean, change.stderr, change.n, len(rows) - len(pairs))
+    pairs = [
+        (row.prompt, a, b) for row, other in rows if (a := value(row)) is not None and (b := value(other)) is not None
+    ]
+    before, after = summary(a for _, a, _ in pairs), summary(b for _, _, b in pairs)
+    change, by_prompt = summary(b - a for _, a, b in pairs), clustered((prompt, b - a) for prompt, a, b in pairs)
+    errors = [error for error in (change.stderr, by_prompt.stderr) if error is not None]
+    return Paired(before, after, change.mean, max(errors, default=None), change.n, len(rows) - len(pairs))
 
 
 def _asked(row: Row) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -21,16 +21,16 @@ class Estimate:
     missing: int
 
 
-def clustered(values: Iterable[tuple[int, float | None]]) -> Estimate:
+def clustered(values: Iterable[tuple[Hashable, float | None]]) -> Estimate:
     """Return the mean of all values with a standard error clustered by prompt; None is a missing value.
 
-    `values` are (number of the prompt, value of one image). With P prompts, N values y and their mean m, the standard
+    `values` are (prompt, value of one image). With P prompts, N values y and their mean m, the standard
     error is sqrt(P / (P - 1) * sum over prompts of (sum of (y - m) over the prompt's images)^2) / N: the
     cluster-robust estimator of a mean (Liang and Zeger 1986; Cameron and Miller 2015, eq. 11 with P / (P - 1)). With
     equally many images of each prompt it is the standard deviation of the prompts' means over sqrt(P), and with one
     image a prompt the usual standard error.
     """
-    by_prompt: dict[int, list[float]] = {}
+    by_prompt: dict[Hashable, list[float]] = {}
     missing = 0
     for prompt, value in values:
         if value is None:

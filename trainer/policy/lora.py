@@ -87,19 +87,42 @@ class Lora:
             state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(_NAME).detach()
         return state
 
-    def save(self, directory: Path) -> None:
-        """Write adapter_config.json and adapter_model.safetensors, which `PeftModel.from_pretrained` reads."""
+    def is_on(self, part: str) -> bool:
+        """Return whether the submodule of this name has adapters."""
+        return bool(self._names(f"{part}."))
+
+    def save(self, directory: Path, *, part: str = "", base: str | None = None) -> None:
+        """Write adapter_config.json and adapter_model.safetensors, which `PeftModel.from_pretrained` reads.
+
+        With `part` these are the adapters of the submodule of this name alone, for the model that it is by itself;
+        `base` is where that comes from, by default where the module does.
+        """
         from peft import get_peft_model_state_dict
 
         directory.mkdir(parents=True, exist_ok=True)
         config = copy.copy(self._config)
         config.inference_mode = True
+        start = f"{part}." if part else ""
+        if part:
+            names = self._names(start)
+            chosen = [target for target in config.target_modules if any(_matches(name, target) for name in names)]
+            config.target_modules = sorted(target.removeprefix(start) for target in chosen)
+        if base is not None:
+            config.base_model_name_or_path = base
         config.save_pretrained(str(directory))
         state = get_peft_model_state_dict(
             self.module, state_of(self.module), adapter_name=_NAME, save_embedding_layers=False
         )
-        tensors = {KEY_PREFIX + key: value.contiguous() for key, value in state.items()}
+        tensors = {
+            KEY_PREFIX + key.removeprefix(start): value.contiguous()
+            for key, value in state.items()
+            if key.startswith(start)
+        }
         save_file(tensors, directory / ADAPTER_FILE, metadata={"format": "pt"})
+
+    def _names(self, start: str) -> list[str]:
+        """Return the names of the layers with adapters that begin with `start`."""
+        return [name for name in self._layers if name.startswith(start)]
 
 
 def targeted(module: nn.Module, targets: Sequence[str]) -> list[nn.Linear]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import jinja2
 
 from synod.errors import SettingsError
-from trainer.algorithms.auto import screen_name
+from trainer.algorithms.auto import group_work, screen_name
 from trainer.evaluate.compare import Evaluation, Paired, hacking, paired, paired_heldout, summary
 from trainer.evaluate.heldout import evaluations, image_files, load_evaluation, step_of
 from trainer.images import write_whole
@@ -210,18 +210,32 @@ def foresight(records: Sequence[Record]) -> list[list[str]]:
             if figures.get("pearson_error") is None:  # without a correlation a signal of 1 is assumed, not measured
                 shown |= {"signal_error": None, "gain_error": None}
             cells = [_audited(shown, name, "{:.2f}") for name in ("spearman", "pearson", "signal", "gain")]
-            cells[2:2] = [_audited(shown, "false_rejections", "{:.0%}"), _saved(step, total)]
+            cells[2:2] = [_audited(shown, "false_rejections", "{:.0%}"), _saved(step, total, _draws(last, total))]
             screen = "no screen" if step is None else screen_name(step, total)
             in_use = "yes" if step == chosen else "no"
             rows.append([PATHWAYS.get(pathway, pathway), screen, in_use, str(measured), *cells])
     return rows
 
 
-def _saved(step: int | None, total: int | None) -> str:
-    """Return the share of denoising steps that a screen saves against finishing all images that are drawn."""
+def _draws(record: Record, total: int | None) -> int:
+    """Return how many images a rollout has, of `total` denoising steps each; 1 if the record does not say."""
+    previews, unscreened = at("previews")(record), at("denoising_steps_unscreened")(record)
+    return round(unscreened / (previews * total)) if previews and total and unscreened is not None else 1
+
+
+def _saved(step: int | None, total: int | None, draws: int) -> str:
+    """Return the share of denoising steps that a screen saves against finishing all images that are drawn.
+
+    `total` is the number of steps of an image, `draws` the number of images of a rollout.
+    """
     if step is None:
         return "0%"
-    return "not measured" if total is None else f"{(total - step) / (2 * total):.0%}"
+    if total is None:
+        return "not measured"
+    works = [group_work(one, 1, total, has_answers=False, draws=draws) for one in (step, total)]
+    done, unscreened = (work.steps for work in works)
+    saved = steps_saved([{"denoising_steps": done, "denoising_steps_unscreened": unscreened}])
+    return "0%" if saved is None else f"{saved:.0%}"
 
 
 def _audited(figures: Record, name: str, form: str) -> str:

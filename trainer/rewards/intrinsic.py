@@ -27,6 +27,7 @@ from trainer.settings import INTRINSIC, TrainerSettings
 from trainer.types import Query, Reward, RewardSpec
 
 QUESTION: Final = "Describe the image in detail."
+READ_PREVIEWS: Final = "read_previews"  # the phase in which previews are read; that of finished images is INTRINSIC
 
 
 def with_intrinsic(service: RewardBackend, policy: Policy, settings: TrainerSettings, clock: Clock) -> RewardBackend:
@@ -47,7 +48,7 @@ class IntrinsicRewards:
 
     `by_reference`: by the policy's frozen reference, which training cannot change; else by the policy of the moment.
     `surrogate` is the scorer of previews. The policy reads while the service scores, on the thread that submits: its
-    time is the phase "intrinsic" of the clock.
+    time is the phase INTRINSIC of the clock, and READ_PREVIEWS that of previews.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class IntrinsicRewards:
         if any(item.image is None for item in items):
             return done([Reward(None)] * len(items)) if others is None else self._service.submit_previews(items, others)
         asked = [] if others is None else [self._service.submit_previews(items, others)]
-        return added([*asked, self._read(items, reward.scorers[INTRINSIC])])
+        return added([*asked, self._read(items, reward.scorers[INTRINSIC], READ_PREVIEWS)])
 
     def submit(self, items: Sequence[ScoreItem], reward: RewardSpec) -> Future[list[Reward]]:
         """Request the rewards of finished images, in order. The future raises what the service's does."""
@@ -74,12 +75,12 @@ class IntrinsicRewards:
             return self._service.submit(items, reward)
         others = reward.without(INTRINSIC)
         asked = [] if others is None else [self._service.submit(items, others)]
-        return added([*asked, self._read(items, reward.scorers[INTRINSIC])])
+        return added([*asked, self._read(items, reward.scorers[INTRINSIC], INTRINSIC)])
 
-    def _read(self, items: Sequence[ScoreItem], weight: float) -> Future[list[Reward]]:
+    def _read(self, items: Sequence[ScoreItem], weight: float, phase: str) -> Future[list[Reward]]:
         """Return the term of each item, in a future that is done."""
         queries = [Query(QUESTION, item.pixels()) for item in items]
-        with self._clock(INTRINSIC), self._policy.reference() if self._by_reference else nullcontext():
+        with self._clock(phase), self._policy.reference() if self._by_reference else nullcontext():
             read = self._policy.token_logps(queries, [item.prompt or "" for item in items])
         return done([_term(item, one, weight) for item, one in zip(items, read, strict=True)])
 

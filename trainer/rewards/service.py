@@ -243,7 +243,10 @@ def _weighted(
     if failures:
         return Reward(None, components, min(failures, key=lambda failure: failure.retryable))
     terms = {name: weight * components[name] for name, weight in spec.weights.items()}
-    value = sum(terms.values())
+    try:
+        value = math.fsum(terms.values())  # rounded once, as the sum of the fixed terms
+    except (OverflowError, ValueError):  # huge weights
+        value = sum(terms.values())
     if math.isfinite(value):
         return Reward(value, components, fixed=_fixed(terms, text_only), official=_official(result))
     error = NonFinite(f"the weighted sum of {', '.join(spec.weights)} is {value}; give smaller weights")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from trainer.settings.fields import Node
 
-SMALLEST_GROUP: Final = 4  # of "group_std": two rewards would get +-.707 whatever their difference
+SMALLEST_GROUP: Final = 4  # of "group_std" and "gdpo": two rewards would get +-.707 whatever their difference
 
 
 class ModalityLossSettings(Node):
@@ -39,8 +39,9 @@ class LossSettings(Node):
     """Sync-GRPO, eq. 9, each modality with its own weights.
 
     `normalise` divides advantages by the standard deviation of their group's rewards or of the step's; Dr.GRPO does
-    not. "group_std" takes groups of 4 rollouts or more; "group_std_paper" takes any and adds 1e-4 to the deviation, as
-    the code of UniRL-Zero and Flow-GRPO. `advantage_clamp` limits advantages to +- this number, 5 in both.
+    not. "group_std" takes groups of 4 rollouts or more, and skips one of which fewer than 4 have a reward;
+    "group_std_paper" takes any and adds 1e-4 to the deviation, as the code of UniRL-Zero and Flow-GRPO.
+    `advantage_clamp` limits advantages to +- this number, 5 in both.
 
     `scale` divides each modality by a constant, sums as Sync-R1 does, or ("own_length") takes the mean over a rollout's
     own tokens or sampling steps, as UniRL-Zero. `step_scale` "equal" divides the log-ratio of a flow's step by how much

@@ -28,8 +28,8 @@ class RewardSettings(Node):
 
     `scorers` are weights by name of scorers of the image; `terms` are the same as a list, each of which also names what
     it scores. The trainer adds the weighted scores, negative ones included. Or the service combines an `ensemble`.
-    `aggregation` "gdpo" normalises each scorer within its group before the sum. An unavailable service is retried for
-    `patience_s`.
+    `aggregation` "gdpo" normalises each scorer within its group, of 4 rollouts or more, before the sum. An unavailable
+    service is retried for `patience_s`.
 
     `surrogate` is what previews are scored by; nothing asks for it without a screen. It is "known+predicted", "known"
     or a scorer. "known+predicted" is the task's own reward of the preview: the terms that read only the answer are

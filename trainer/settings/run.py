@@ -376,11 +376,16 @@ class TrainerSettings(Node):
     @model_validator(mode="after")
     def _small_groups_have_no_standard_deviation(self) -> TrainerSettings:
         rewards = self.screen.group_size if self.screen.select == "auto" else self.screen.images
-        if self.loss.normalise == "group_std" and rewards < SMALLEST_GROUP:
+        if self.loss.normalise == "group_std":
+            divides, other = "loss.normalise 'group_std'", "'group_std_paper' for the papers' form"
+        elif self.rewards.aggregation == "gdpo":
+            divides, other = "rewards.aggregation 'gdpo'", "rewards.aggregation 'sum'"
+        else:
+            return self
+        if rewards < SMALLEST_GROUP:
             raise ValueError(
-                f"loss.normalise 'group_std' divides by the deviation of {rewards} rewards, which gives two "
-                f"rewards +-.707 whatever their difference; give a screen.group_size of at least {SMALLEST_GROUP}, or "
-                "'group_std_paper' for the papers' form"
+                f"{divides} divides by the deviation of {rewards} rewards, which gives two rewards +-.707 whatever "
+                f"their difference; give a screen.group_size of at least {SMALLEST_GROUP}, or {other}"
             )
         return self
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +14,13 @@ import torch
 
 from benchmarks import unirl, unirl_data
 from embedded import world
+from synod.errors import SettingsError
 from tests import tiny_vlm
 from tests.unit.trainer import reward_services
 from tests.unit.trainer.reward_services import Judge, brightness_or_length, serve
 from tests.unit.trainer.tiny_flow import write_pipeline
 from trainer.data.lines import read_lines
+from trainer.evaluate.heldout import AFTER
 
 NEEDS = {
     "geneval": ["image", "geneval"],
@@ -71,6 +75,39 @@ def test_a_part_is_measured_from_the_command_line(part: str, tmp_path: Path, mon
     if part == "reflection":
         counts = [found["right"][name]["n"] for name in ("wrong images", "right images")]
         assert sum(counts) <= 3
+
+
+def test_a_finished_run_without_its_policy_is_refused(tmp_path: Path) -> None:
+    """It would save the policy that training starts from as the trained one."""
+    after = tmp_path / "edits" / AFTER
+    after.parent.mkdir(parents=True)
+    after.write_text("{}")
+    options = unirl._parser().parse_args(["--runs", str(tmp_path)])
+    with pytest.raises(SettingsError, match=r"its trained policy is lost; remove .*edits to train again"):
+        unirl.train_edits(options, math.inf)
+
+
+class Model:
+    """A policy of one file, whose save may be killed before the end."""
+
+    def __init__(self, text: str, *, is_killed: bool) -> None:
+        self.text, self.is_killed = text, is_killed
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir()
+        (directory / self.text).touch()
+        if self.is_killed:
+            raise KeyboardInterrupt
+
+
+def test_a_policy_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
+    killed: Any = Model("half", is_killed=True)
+    again: Any = Model("whole", is_killed=False)
+    with pytest.raises(KeyboardInterrupt):
+        unirl.save_whole(killed, tmp_path / "trained")
+    assert not (tmp_path / "trained").exists()
+    unirl.save_whole(again, tmp_path / "trained")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["trained", "trained/whole"]
 
 
 def test_files_are_about_their_split_and_reproducible(tmp_path: Path) -> None:

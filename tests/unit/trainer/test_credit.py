@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -145,11 +146,18 @@ def test_text_advantages_are_those_of_the_whole_reward(spec: RewardSpec, setting
 
 @EVERY_FORM
 def test_a_reward_of_text_alone_gives_images_no_advantage(spec: RewardSpec, settings: LossSettings) -> None:
-    rewards = [replace(scored(tier, 0.0, 0.0), components={"tier": tier}) for tier in (1.0, 0.0, 0.5)]
-    only = replace(spec, scorers={"tier": 0.5})
-    found = modality_advantages([group(rewards, only)], NO_SLOPES, settings)
-    assert found["image"][0].tolist() == [0.0] * 3
-    assert bool(found["text"][0].abs().max() > 0.1)
+    """Neither has one of three terms whose sum rounds: .1 + .2 + .3 is .6000000000000001, not .6."""
+    one = [replace(scored(tier, 0.0, 0.0), components={"tier": tier}) for tier in (1.0, 0.0, 0.5)]
+    weights, three = {"tier": 0.1, "bleu": 0.2, "format": 0.3}, list[Reward]()
+    for x in (1.0, 0.0, 0.5):
+        fixed = {name: weight * x for name, weight in weights.items()}
+        three.append(Reward(0.1 * x + 0.2 * x + 0.3 * x, dict.fromkeys(weights, x), fixed=fixed))
+    assert three[0].value != math.fsum(weights.values())
+    for rewards, scorers in ((one, {"tier": 0.5}), (three, weights)):
+        only = replace(spec, scorers=scorers)
+        found = modality_advantages([group(rewards, only)], NO_SLOPES, settings)
+        assert found["image"][0].tolist() == [0.0] * 3
+        assert bool(found["text"][0].abs().max() > 0.1)
 
 
 @pytest.mark.parametrize("spec", [ENSEMBLE, SUM, GDPO])

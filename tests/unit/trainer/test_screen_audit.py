@@ -162,6 +162,18 @@ def test_costs_are_of_all_ranks(policy: ShowO, tiny_settings: MakeSettings) -> N
     assert found.done == Work(answers=9, steps=8 * 4, images=16, scores=8, rewards=8, rollouts=4)
 
 
+def test_reading_by_the_policy_itself_costs_time(policy: ShowO, tiny_settings: MakeSettings) -> None:
+    """That of previews is scoring, that of finished images rewarding, without the share of audited ones."""
+    settings = tiny_settings()
+    (group,), _ = draw(policy, Judge(), settings)
+    assert len(group.rewards) == 4
+    seconds = [{"surrogate": 0.25, "read_previews": 1.0, "reward_wait": 0.5, "intrinsic": 6.0, "total": 9.0}]
+    found = update_costs(Costs(), [group], 0, seconds, settings).seconds
+    assert (found.scores, found.rewards) == (1.25, 6.5)
+    audited = replace(group, audit=group.rewards[:2])
+    assert update_costs(Costs(), [audited], 0, seconds, settings).seconds.rewards == pytest.approx(0.5 + 6 * 4 / 6)
+
+
 def test_an_audit_without_a_screen_is_refused(tiny_settings: MakeSettings) -> None:
     with pytest.raises(SettingsError, match=r"audit 0\.5 measures a screen, but threshold 'none'"):
         tiny_settings(SCREEN__AUDIT="0.5", SCREEN__THRESHOLD="none")

@@ -281,10 +281,13 @@ def test_a_micro_batch_has_the_same_gradient(exact: Exact, size: int) -> None:
 
 def test_rewards_of_several_scorers_are_aggregated(exact: Exact) -> None:
     """GDPO by hand: each scorer over its group, weighted, over the standard deviation of the step."""
-    policy, ref, settings, groups = exact({**TWO, "LOSS__TEXT__ALPHA": "0"})
+    policy, ref, settings, groups = exact({"PROMPTS_PER_STEP": "2", "LOSS__TEXT__ALPHA": "0"})
     spec = RewardSpec(scorers={"a": 1.0, "b": 0.5}, aggregation="gdpo")
     groups = [replace(g, previews=replace(g.previews, task=replace(g.previews.task, reward=spec))) for g in groups]
-    scores = [((1.0, 200.0), (3.0, 0.0), (2.0, 100.0)), ((0.0, 5.0), (0.0, 9.0), (0.0, 4.0))]
+    scores = [
+        ((1.0, 200.0), (3.0, 0.0), (2.0, 100.0), (2.5, 50.0)),
+        ((0.0, 5.0), (0.0, 9.0), (0.0, 4.0), (0.0, 7.0)),
+    ]
     rewards = [[Reward(a + 0.5 * b, {"a": a, "b": b}) for a, b in group] for group in scores]
     sums = []
     for group in scores:
@@ -343,8 +346,10 @@ def test_normalised_rewards_act_as_their_advantages(
     make_policy: MakePolicy, tiny_settings: MakeSettings, options: dict[str, str]
 ) -> None:
     """Rewards with a mean of 0 are their own advantages, so both updates are equal; worked out here in numpy."""
-    scores = np.array([[[0.5, 9], [0.25, 8], [1.0, 7], [0.75, 9]], [[0, 7], [0.5, 8], [9, 9], [1, 8]]])
-    given_BG = [[True] * 4, [True, True, False, True]]
+    scores = np.array(
+        [[[0.5, 9], [0.25, 8], [1.0, 7], [0.75, 9], [0.5, 8]], [[0, 7], [0.5, 8], [9, 9], [1, 8], [0.25, 7]]]
+    )
+    given_BG = [[True] * 5, [True, True, False, True, True]]
     raw = [[Reward(float(a - 2 * b), {"a": float(a), "b": float(b)}) for a, b in group] for group in scores]
     used = [group[valid] for group, valid in zip(scores, given_BG, strict=True)]
     sums = [group @ [1, -2] for group in used]
@@ -355,9 +360,9 @@ def test_normalised_rewards_act_as_their_advantages(
         divisors = [one.std(ddof=1) for one in sums]
     advantages = [((one - one.mean()) / divisor).tolist() for one, divisor in zip(sums, divisors, strict=True)]
     one, other = make_policy(), make_policy()
-    plain = tiny_settings(PROMPTS_PER_STEP="2", **STILL, **NO_KL)
-    settings = tiny_settings(PROMPTS_PER_STEP="2", **STILL, **NO_KL, **options)
-    expected_rewards = [given(*advantages[0]), given(*advantages[1][:2], None, advantages[1][2])]
+    five = {"PROMPTS_PER_STEP": "2", "SCREEN__GROUP_SIZE": "5", **STILL, **NO_KL}
+    plain, settings = tiny_settings(**five), tiny_settings(**five, **options)
+    expected_rewards = [given(*advantages[0]), given(*advantages[1][:2], None, *advantages[1][2:])]
     expected = update(one, plain, draw(one, Judge(), plain)[0], expected_rewards)
     raw[1][2] = LOST
     found = update(other, settings, draw(other, Judge(), settings)[0], raw)
@@ -367,10 +372,10 @@ def test_normalised_rewards_act_as_their_advantages(
 
 
 def test_a_flat_group_has_no_normalised_gradient(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    settings = tiny_settings(PROMPTS_PER_STEP="2", LOSS__NORMALISE="group_std", **NO_KL)
+    settings = tiny_settings(PROMPTS_PER_STEP="2", SCREEN__GROUP_SIZE="5", LOSS__NORMALISE="group_std", **NO_KL)
     policy = make_policy()
     groups, _ = draw(policy, Judge(), settings)
-    flat, one = given(0.1, 0.1, None, 0.1), given(0.5, None, None, None)
+    flat, one = given(0.1, 0.1, None, 0.1, 0.1), given(0.5, None, None, None, None)
     found = update(policy, settings, groups, [flat, one])
     assert (found.flat, found.skipped, found.grad_norm) == (1, 1, 0)
     assert found.advantage_abs == {"text": 0, "image": 0}
@@ -387,6 +392,25 @@ def test_a_group_with_too_few_rewards_is_skipped(make_policy: MakePolicy, tiny_s
     assert (expected.skipped, found.skipped) == (0, 1)
     assert found == replace(expected, skipped=1)
     assert equal(weights(both), weights(alone))
+
+
+@pytest.mark.parametrize(
+    ("options", "few_are_skipped"),
+    [({"LOSS__NORMALISE": name}, name == "group_std") for name in ("group_std", "group_std_paper", "batch_std", "none")]
+    + [(GDPO, True)],
+)
+def test_group_std_skips_groups_of_few_rewards(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, options: dict[str, str], few_are_skipped: bool
+) -> None:
+    """And "gdpo" does: two rewards of eight rollouts would become +-.707. Four of eight are enough for all forms."""
+    settings = tiny_settings(SCREEN__GROUP_SIZE="8", DATA__GENEVAL_SHARE="0", **STILL, **NO_KL, **options)
+    policy = make_policy()
+    groups, _ = draw(policy, Judge(), settings)
+    values = (0.5, 0.5001, 0.75, 0.25)
+    for count, skipped in ((2, few_are_skipped), (3, few_are_skipped), (4, False)):
+        scored = [Reward(-value, {"a": value, "b": value}) for value in values[:count]]
+        found = update(policy, settings, groups, [[*scored, *[LOST] * (8 - count)]])
+        assert (found.skipped, found.grad_norm is None) == (skipped, skipped)
 
 
 def test_the_gradient_is_clipped_to_its_norm(

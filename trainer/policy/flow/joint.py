@@ -20,7 +20,8 @@ from trainer.policy.base import ParameterGroup, Terms, TextSegment, TokenLogp
 from trainer.policy.flow.connector import Connector, read_connector_config
 from trainer.policy.flow.language import Language
 from trainer.policy.flow.pipelines import Conditions
-from trainer.policy.flow.policy import FlowPolicy, blocks_of
+from trainer.policy.flow.policy import ADAPTER, FlowPolicy, blocks_of
+from trainer.policy.lora import Lora
 from trainer.policy.weights import directory_of, read_config
 from trainer.types import Modality, Query, Seed, Segment
 
@@ -151,13 +152,24 @@ class JointPolicy(FlowPolicy):
         return self.language.blank(self.device) if kind == "text" else super().blank(kind)
 
     def save(self, directory: Path) -> None:
-        """Write a pipeline in diffusers' layout, the language model in LANGUAGE, and a connector in CONNECTOR."""
+        """Write a pipeline in diffusers' layout, the language model in LANGUAGE, and a connector in CONNECTOR.
+
+        Adapters are merged into the weights. Those of each trained model are also saved alone, for the model that it
+        started from: the transformer's in the directory ADAPTER, the others' in the directory ADAPTER of their own.
+        """
         super().save(directory)
         self.language.save(self._part(LANGUAGE), self._saved_state(LANGUAGE), directory / LANGUAGE)
         if self.has_connector:
             connector = self._part(CONNECTOR)
             assert isinstance(connector, Connector)
             connector.save(self._saved_state(CONNECTOR), directory / CONNECTOR)
+
+    def _save_adapters(self, lora: Lora, directory: Path) -> None:
+        assert isinstance(self.module, nn.ModuleDict)
+        for part in self.module:
+            if self._is_trained(part) and lora.is_on(part):
+                folder = directory if part == IMAGE else directory / part
+                lora.save(folder / ADAPTER, part=part, base=self.language.source if part == LANGUAGE else None)
 
 
 def check_bridge(model: str | Path, language: str, transformer: Mapping[str, Any]) -> Path:

@@ -28,11 +28,13 @@ _IMAGE_TOKENS = ("image_token_id", "video_token_id", "image_token_index")  # in 
 class Language:
     """A vision-language model with its processor; `max_new_tokens` is the longest answer.
 
-    `model` is passed to every method, because the policy and its reference are two.
+    `source` is the directory or hub id that the model was read from. `model` is passed to every method, because the
+    policy and its reference are two.
     """
 
-    def __init__(self, processor: Any, config: Any, generation: Any, max_new_tokens: int) -> None:
+    def __init__(self, processor: Any, config: Any, generation: Any, max_new_tokens: int, source: str) -> None:
         self.processor, self.generation, self.max_new_tokens = processor, generation, max_new_tokens
+        self.source = source
         images = (getattr(processor, name, None) for name in ("image_token", "video_token"))
         self._control = control_tokens([processor.tokenizer], [one for one in images if one])
         given = (getattr(config, name, None) for name in _IMAGE_TOKENS)
@@ -198,7 +200,7 @@ def load(source: str | Path, max_new_tokens: int, *, checkpointing: bool = False
         raise SettingsError(f"language model '{source}' has no chat template; give an instruction-tuned model")
     from transformers import GenerationConfig
 
-    language = Language(processor, model.config, model.generation_config, max_new_tokens)
+    language = Language(processor, model.config, model.generation_config, max_new_tokens, str(source))
     if checkpointing:
         model.activation_checkpointing_enable()
     model.generation_config = GenerationConfig()  # its own may change what is sampled, as a repetition penalty does

@@ -314,7 +314,10 @@ class FlowPolicy:
         if added:
             edits.save(added, directory / edits.EDITS)
         if self._lora is not None:
-            self._lora.save(directory / ADAPTER)
+            self._save_adapters(self._lora, directory)
+
+    def _save_adapters(self, lora: Lora, directory: Path) -> None:
+        lora.save(directory / ADAPTER)
 
     def _saved_state(self, part: str) -> dict[str, Tensor]:
         """Return the weights of one part of the module, with those of adapters merged into them."""

@@ -167,7 +167,8 @@ def clean(x: Tensor, v: Tensor, t: float) -> Tensor:
 
 
 def _shifted(u: float, shift: float) -> float:
-    return shift * u / (1 + (shift - 1) * u)
+    """Return the shifted time; 1 is exactly 1, which the formula misses by rounding for some shifts below .5."""
+    return 1.0 if u == 1 else shift * u / (1 + (shift - 1) * u)
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -80,6 +80,17 @@ def test_a_screen_moves_by_more_than_the_error(error: float, moves: bool) -> Non
     assert decided(screen, free) == (T if moves else 0)
 
 
+def test_a_noisy_gain_does_not_block_a_certain_move() -> None:
+    """The highest gain exceeds the present one by less than its error; of those that exceed it, no screen is best."""
+    screen = AutoScreen(0, 10)
+    noisy: dict[int | None, Estimate] = {None: Estimate(1.0), 0: Estimate(0.80, 0.02)}
+    noisy |= {5: Estimate(1.10, 0.40), T: Estimate(0.90, 0.01)}
+    assert screen.moved(noisy) == AutoScreen(None, 10)
+    assert screen.moved({**noisy, 5: Estimate(1.10, 0.20)}) == AutoScreen(5, 10)
+    unsure: dict[int | None, Estimate] = {**noisy, 0: Estimate(0.80, 0.30)}
+    assert screen.moved(unsure) == screen
+
+
 def test_nothing_moves_without_evidence() -> None:
     foresights = {2: known(0.9, 0.9), T: known(1.0, 0.9)}
     assert decided(AutoScreen(0, 2, {0: known(0.0, 0.9), **foresights})) == 0

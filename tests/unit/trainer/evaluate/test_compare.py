@@ -56,6 +56,21 @@ def test_a_pair_by_hand() -> None:
     assert paired(before, after)["reward"] == Paired(*sides, 0.125, pytest.approx(0.125), 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("rewards", "stderr"),
+    [
+        ((0.2, 0.2, 0.0, 0.0), 0.1),  # images of a prompt change alike: sqrt(2 (.2^2 + .2^2)) / 4
+        ((0.2, 0.0, 0.2, 0.0), 0.2 / 3**0.5 / 2),  # prompts change alike: only the independent error
+    ],
+)
+def test_the_error_allows_for_images_of_a_prompt_to_change_alike(rewards: tuple[float, ...], stderr: float) -> None:
+    prompts = ("a dog", "a dog", "a cat", "a cat")
+    after = of(*(replace(row(reward), prompt=prompt) for reward, prompt in zip(rewards, prompts, strict=True)))
+    before = of(*(replace(one, reward=0.0) for one in after.rows))
+    change = paired(before, after)["reward"]
+    assert (change.difference, change.stderr) == (pytest.approx(0.1), pytest.approx(stderr))
+
+
 @settings(max_examples=40)
 @given(values=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=9), lost=st.integers(0, 8))
 def test_difference_is_antisymmetric(values: list[tuple[float, float]], lost: int) -> None:

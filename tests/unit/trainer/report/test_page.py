@@ -18,7 +18,18 @@ from synod.images import ImageLimits, decode
 from tests.unit.trainer.synthetic import PHASES, evaluation, images, make_run, record
 from trainer.evaluate.compare import Evaluation
 from trainer.evaluate.heldout import save_evaluation
-from trainer.report.page import charts, fragment, heldout, last_groups, phases, tiles, view, write_report
+from trainer.report.page import (
+    FORESIGHT,
+    charts,
+    foresight,
+    fragment,
+    heldout,
+    last_groups,
+    phases,
+    tiles,
+    view,
+    write_report,
+)
 
 STEPS = 30
 VOID = {"meta", "img"}
@@ -125,6 +136,20 @@ def test_the_kl_of_four_sampling_steps_is_drawn() -> None:
     (short,) = (one for one in charts([{"step": 0, "kl_image_by_step": [0.5, 0.7]}]) if one["title"] == title)
     assert [line["label"] for line in short["lines"]] == ["step 1 of 2", "step 2 of 2"]
     assert title not in {one["title"] for one in charts([{"step": 0, "kl_image_by_step": None}])}
+
+
+@pytest.mark.parametrize(("draws", "saved"), [(1, ["0%", "50%", "30%", "0%"]), (2, ["0%", "50%", "40%", "0%"])])
+def test_steps_saved_are_of_all_images_of_a_rollout(draws: int, saved: list[str]) -> None:
+    """By hand: of 2G rollouts of ten steps an image, a screen at step 4 saves 6 G of 20 G; of two images, 16 G of 40 G.
+
+    The later image of a rollout is drawn whole, and only of those that the screen keeps.
+    """
+    figures = {str(step): {"measured": 3} for step in (0, 4, 10)}
+    line = {"previews": 12, "denoising_steps_unscreened": 12 * 10 * draws}
+    screens = {"screens": {"none": 4}, "foresight": {"none": figures}, "signal_per_second": {"none": {}}}
+    rows = [dict(zip(FORESIGHT, row, strict=True)) for row in foresight([{**line, **screens}])]
+    assert [row["screen"] for row in rows] == ["no screen", "finished answers", "previews at step 4", "finished images"]
+    assert [row["denoising steps saved"] for row in rows] == saved
 
 
 def test_a_chart_by_hand() -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ import torch
 
 from synod.contracts import ScoreFailure, ScoreItem
 from synod.errors import SettingsError
-from tests.unit.trainer.loops import MakePolicy, MakeSettings, lines
-from tests.unit.trainer.reward_services import answered
+from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, lines
+from tests.unit.trainer.reward_services import Judge, answered
 from trainer import run
+from trainer.algorithms.costs import Costs
 from trainer.clock import Clock
 from trainer.data.source import wanted_rewards
 from trainer.evaluate.heldout import load_evaluation
@@ -26,6 +28,7 @@ from trainer.policy.show_o import vocabulary
 from trainer.policy.show_o.policy import ShowO
 from trainer.report.metrics import SAMPLES, read
 from trainer.rewards.intrinsic import QUESTION, IntrinsicRewards, likelihood, with_intrinsic
+from trainer.screen_audit import update_costs
 from trainer.settings import load
 from trainer.types import Query, Reward, RewardSpec
 
@@ -247,6 +250,40 @@ def test_a_run_on_the_intrinsic_reward_needs_no_service(make_policy: MakePolicy,
     for row in (*before.rows, *after.rows):
         assert row.reward == row.components["intrinsic"] == row.image_part
     assert read(settings.run_dir)[0]["seconds"]["intrinsic"] > 0
+
+
+def test_reading_is_a_cost_of_scores_and_rewards(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    policy, clock, settings = make_policy(), Clock(), tiny_settings()
+    groups, _ = draw(policy, Judge(), settings)
+    subject = IntrinsicRewards(Service(), policy, clock, by_reference=False, surrogate="intrinsic")
+    subject.submit_previews(ITEMS)
+    previews = update_costs(Costs(), groups, 0, [clock.lap()], settings).seconds
+    subject.submit(ITEMS, OWN)
+    finished = update_costs(Costs(), groups, 0, [clock.lap()], settings).seconds
+    assert previews.scores > previews.rewards == 0
+    assert finished.rewards > finished.scores == 0
+
+
+def test_reading_in_an_evaluation_is_part_of_it(
+    make_policy: MakePolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image takes a second to read: two held-out ones between the steps, which have four each."""
+    now, token_logps = [0.0], ShowO.token_logps
+
+    def slow(policy: ShowO, queries: Sequence[Query], answers: Sequence[str]) -> list[TokenLogp]:
+        now[0] += len(queries)
+        return token_logps(policy, queries, answers)
+
+    monkeypatch.setattr(ShowO, "token_logps", slow)
+    monkeypatch.setattr("trainer.clock.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    make_policy().save(tmp_path / "model")
+    (tmp_path / "plain.txt").write_text("a red cat\ntwo dogs\na blue hat\n")
+    (tmp_path / "train.toml").write_text(SELF_TAUGHT + "every = 1\n")
+    settings = load(tmp_path / "train.toml", {})
+    assert run.run(settings) == 0
+    first, second = (record["seconds"] for record in read(settings.run_dir))
+    assert (first["intrinsic"], first["total"]) == (4, 4)
+    assert (second["intrinsic"], second["evaluate"], second["total"]) == (4, 2, 6)
 
 
 @pytest.mark.parametrize(

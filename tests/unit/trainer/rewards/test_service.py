@@ -377,6 +377,12 @@ def test_an_infinite_sum_is_a_failure(service: Callable[..., RewardService]) -> 
     assert "the weighted sum of a, b is inf; give smaller weights" in found.failure.message
 
 
+def test_a_weighted_sum_is_rounded_once(service: Callable[..., RewardService]) -> None:
+    """.1 + .2 + .3 is .6000000000000001 if each sum is rounded."""
+    (found,) = service(measured).submit(items(100), RewardSpec({"a": 0.1, "b": 0.2, "c": 0.3})).result(10)
+    assert found.value == 0.6
+
+
 # -- the terms that were fixed before drawing -------------------------------------------------------------------------
 
 NEEDS = {"tier": ["reasoning"], "ber": ["image", "prompt"]}

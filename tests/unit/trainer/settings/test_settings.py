@@ -121,6 +121,11 @@ def test_the_environment_overrides(settings_from: Make) -> None:
             "the deviation of 3 rewards, which gives two rewards +-.707 whatever their difference; give a "
             "screen.group_size of at least 4",
         ),
+        (
+            GDPO + "[trainer.screen]\nselect = 'extremes'\ngroup_size = 2\nfinished = 2\n",
+            "rewards.aggregation 'gdpo' divides by the deviation of 2 rewards, which gives two rewards +-.707 whatever "
+            "their difference; give a screen.group_size of at least 4, or rewards.aggregation 'sum'",
+        ),
         ("[trainer.loss]\nadvantage_clamp = 0\n", "trainer.loss.advantage_clamp"),
         ("[trainer.loss]\nstep_scale = 'w'\n", "trainer.loss.step_scale"),
         (GDPO + "[trainer.loss]\nnormalise = 'batch_std'\n", "gdpo, with loss.normalise 'batch_std' and"),

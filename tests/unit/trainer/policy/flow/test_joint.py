@@ -31,6 +31,7 @@ from trainer.policy.base import Reader
 from trainer.policy.flow import joint, language
 from trainer.policy.flow.connector import Connector, ConnectorConfig
 from trainer.policy.flow.joint import JointPolicy
+from trainer.policy.flow.policy import ADAPTER
 from trainer.rewards import intrinsic
 from trainer.rewards.intrinsic import QUESTION
 from trainer.settings import LossSettings, read_policy
@@ -271,6 +272,41 @@ def test_a_joint_policy_is_saved(make: Make, load: Load, tmp_path: Path, adapter
     torch.testing.assert_close(again.answer([query], [(0, 1)])[0].logp_S, answers[0].logp_S, rtol=1e-4, atol=1e-4)
     ours, theirs = (one.denoise(one.start(["a cat"], [(0,)]), 4)[0].clean_CHW for one in (policy, again))
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft reads it
+def test_each_models_adapters_are_saved_for_peft(make: Make, load: Load, words: Path, tmp_path: Path) -> None:
+    """Under the names of that model alone, so that peft's own loader finds them and merges them as we do."""
+    from peft import PeftModel
+
+    policy = make()
+    policy.add_adapters(rank=2, alpha=4, targets=("to_q", "q_proj"), seed=0, base="pipeline")
+    with torch.no_grad():
+        for group in policy.parameter_groups():
+            for parameter in group.parameters:
+                parameter.add_(0.02)
+    policy.save(tmp_path)
+    for part, folder, started, source, targets in (
+        (joint.IMAGE, tmp_path / ADAPTER, load("sana").module, "pipeline", {"to_q"}),
+        (joint.LANGUAGE, tmp_path / joint.LANGUAGE / ADAPTER, language.load(words, 5)[0], str(words), {"q_proj"}),
+    ):
+        before = {key: value.clone() for key, value in started.state_dict().items()}
+        loaded = PeftModel.from_pretrained(started, folder)
+        config = loaded.peft_config["default"]
+        assert (config.base_model_name_or_path, set(config.target_modules)) == (source, targets)
+        merged = loaded.merge_and_unload().state_dict()
+        assert any(not torch.equal(merged[key], value) for key, value in before.items())
+        for key, value in policy._saved_state(part).items():
+            torch.testing.assert_close(merged[key], value)
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_only_a_trained_model_has_saved_adapters(make: Make, tmp_path: Path, kind: Any) -> None:
+    policy = make(kind)
+    policy.add_adapters(rank=2, alpha=4, targets=("to_q", "q_proj"), seed=0, base="pipeline")
+    policy.save(tmp_path)
+    found = [path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("adapter_config.json")]
+    assert found == [{"text": "language/adapter", "image": "adapter"}[kind]]
 
 
 def test_a_language_model_without_weights_is_refused(
