@@ -32,7 +32,6 @@ from trainer.settings import TrainerSettings
 from trainer.train import train
 
 FACTS = "facts.json"  # in the run's directory: what the run was started with
-PATHS = ("policy.model", "policy.vq", "data.prompts", "data.heldout", "data.concepts")  # other names, same content
 
 
 def trained_s(record: Mapping[str, Any]) -> float:
@@ -136,13 +135,10 @@ def facts_of(settings: TrainerSettings, policy: Policy, marks_s: Sequence[float]
 
     `weights` is a digest of the policy, `start` of what its evaluation before training depends on.
     """
-    flat = {key: value for key, value in fingerprint(settings).items() if key not in PATHS}
     weights = digest_of(policy)
-    alike = conditions(settings)
-    alike["policy"] = {key: value for key, value in alike["policy"].items() if key not in ("model", "vq")}
-    start = json.dumps([weights, alike, settings.evaluate.prompts], sort_keys=True)
+    start = json.dumps([weights, conditions(settings), settings.evaluate.prompts], sort_keys=True)
     return {
-        **dict(sorted(flat.items())),
+        **dict(sorted(fingerprint(settings).items())),
         "evaluate.prompts": settings.evaluate.prompts,
         "marks_s": [mark if math.isfinite(mark) else None for mark in marks_s],
         "steps": settings.steps,

@@ -6,8 +6,6 @@ settings decide which exchanges there are.
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Final
 
 from synod.errors import SettingsError
@@ -15,7 +13,7 @@ from trainer.checkpoint import differences, file_digest, fingerprint
 from trainer.distributed import Ranks
 from trainer.evaluate.draw import digest_of
 from trainer.policy.base import Policy
-from trainer.settings import SyncR1Settings, TrainerSettings
+from trainer.settings import TrainerSettings
 
 OWN: Final = frozenset({"run_dir", "rewards.url", "rewards.patience_s"})  # may differ between machines
 SAMPLE: Final = 4096  # numbers of each tensor
@@ -32,8 +30,6 @@ def check_settings(settings: TrainerSettings, ranks: Ranks) -> None:
         alike = fingerprint(settings, OWN)
         if settings.data.heldout is not None:
             alike["data.heldout (content)"] = file_digest(settings.data.heldout)
-        if isinstance(settings.data, SyncR1Settings):
-            alike["data.concepts (content)"] = _content(settings.data.concepts)
     first, *others = ranks.gather_all(alike)
     with ranks.together():
         for rank, other in enumerate(others, 1):
@@ -50,10 +46,3 @@ def check_weights(policy: Policy, ranks: Ranks) -> None:
         with ranks.together():
             digest = digest_of(policy, SAMPLE)
         ranks.check_equal(digest, "digest of the weights; give the same [trainer.policy] model on every machine")
-
-
-def _content(directory: Path) -> str:
-    """Return a digest of the names and contents of all files in a directory."""
-    files = sorted(one for one in directory.rglob("*") if one.is_file())
-    listed = "\n".join(f"{file.relative_to(directory)} {file_digest(file)}" for file in files)
-    return hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()

@@ -25,13 +25,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from synod.errors import SettingsError
-from trainer.settings import TrainerSettings
+from trainer.settings import PolicySettings, ShowOSettings, SyncR1Settings, TrainerSettings
 
 # A run may resume with other values of these settings, which do not change what it computes. `steps` is one of them
 # only if the learning rate does not depend on the length of the run.
 FREE: Final = {
     *("steps", "run_dir", "rewards.url", "rewards.patience_s", "checkpoint_every", "evaluate", "report"),
     *("loss.micro_batch", "policy.checkpointing", "ranks"),
+}
+# Where files are. Their content counts instead, so that a run may move: of weights by `TrainState.base`.
+PATHS: Final = {
+    *("policy.model", "policy.vq", "policy.language.model", "policy.concepts"),
+    *("data.prompts", "data.heldout", "data.concepts"),
 }
 KEEP: Final = 2
 Settings = TrainerSettings | Mapping[str, Any]  # of a training, or a fingerprint with whole keys
@@ -141,14 +146,27 @@ def differences(
 
 
 def fingerprint(settings: TrainerSettings, free: Set[str] | None = None) -> dict[str, Any]:
-    """Return settings by dotted key but those of `free`, as JSON values, and the prompt file's content.
+    """Return settings by dotted key but those of `free` and PATHS, as JSON values, and digests of the training data.
 
     None: what a checkpoint must match.
     """
     if free is None:
         free = FREE if settings.optimizer.schedule == "constant" else FREE - {"steps"}
-    flat = flattened(settings.model_dump(mode="json"), free)
-    return {**flat, "data.prompts (content)": file_digest(settings.data.prompts)}
+    found = {
+        **flattened(settings.model_dump(mode="json"), {*free, *PATHS}),
+        **concept_digests(settings.policy),
+        "data.prompts (content)": file_digest(settings.data.prompts),
+    }
+    if isinstance(settings.data, SyncR1Settings):
+        found["data.concepts (content)"] = folder_digest(settings.data.concepts)
+    return found
+
+
+def concept_digests(policy: PolicySettings) -> dict[str, list[str]]:
+    """Return names and digests of the concept tokens of a policy, under the setting's key; {} for other families."""
+    if not isinstance(policy, ShowOSettings):
+        return {}
+    return {"policy.concepts": [f"{folder.name} {folder_digest(folder)}" for folder in policy.concepts]}
 
 
 def flattened(tree: Mapping[str, Any], free: Set[str] = frozenset()) -> dict[str, Any]:
@@ -169,6 +187,13 @@ def flattened(tree: Mapping[str, Any], free: Set[str] = frozenset()) -> dict[str
 def file_digest(path: Path) -> str:
     """Return a digest of a file's bytes: another file under the same name is another file."""
     return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """Return a digest of the names and contents of all files in a directory."""
+    files = sorted(one for one in folder.rglob("*") if one.is_file())
+    listed = "\n".join(f"{file.relative_to(folder)} {file_digest(file)}" for file in files)
+    return hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:

@@ -10,7 +10,7 @@ class RewardServiceUnavailable(RuntimeError):
 
 
 class OutOfMemory(MemoryError):
-    """A step does not fit the memory of its device; the message says what to change."""
+    """A step or an evaluation does not fit the memory of its device; the message says what to change."""
 
 
 class NonFinite(ArithmeticError):

@@ -16,7 +16,7 @@ from synod.errors import SettingsError
 from trainer.distributed import PATIENCE
 from trainer.errors import WorkersFailed
 from trainer.processes import processes
-from trainer.run_dir import LAUNCHER_LOCK, run_lock
+from trainer.run_dir import LAUNCHER_LOCK, is_locked, run_lock
 from trainer.settings import TrainerSettings
 from trainer.stop import STOP_FILE
 
@@ -115,13 +115,14 @@ def _in_thread(function: Callable[[], Any]) -> Any:
 def _stop_by_file(run_dir: Path) -> Iterator[None]:
     """Turn SIGTERM and Ctrl-C into a file that rank 0 looks for between two steps: signals do not reach the workers.
 
-    A second Ctrl-C raises KeyboardInterrupt.
+    A second Ctrl-C raises KeyboardInterrupt. So does any signal as long as no worker trains: Ray Train waits for
+    resources that the cluster lacks without end.
     """
     file = run_dir / STOP_FILE
     file.unlink(missing_ok=True)  # of a launcher that was killed
 
     def handle(number: int, _frame: object) -> None:
-        if number == signal.SIGINT and file.exists():
+        if not is_locked(run_dir) or (number == signal.SIGINT and file.exists()):
             raise KeyboardInterrupt
         file.touch()
         print("stopping after this step and its checkpoint; Ctrl-C ends at once")

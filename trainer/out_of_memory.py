@@ -1,4 +1,4 @@
-"""Turn a lack of memory in a step into an error that says which setting to change, and to what."""
+"""Turn a lack of memory in a step or an evaluation into an error that says what to change, and to what."""
 
 from __future__ import annotations
 
@@ -31,9 +31,28 @@ def explain_out_of_memory(
             raise
         remedy = update_advice(policy, settings) if phase == "the update" else _drawing_advice(settings)
         raise OutOfMemory(
-            f"out of memory in {phase} ({str(error).partition(chr(10))[0] or type(error).__name__}). {remedy}. "
+            f"out of memory in {phase} ({_first_line(error)}). {remedy}. "
             "Earlier checkpoints are intact: start the same command again"
         ) from error
+
+
+@contextmanager
+def explain_large_batch(batch: int, also: str = "") -> Iterator[None]:
+    """Raise OutOfMemory, which advises a smaller --batch, for a lack of memory inside the block.
+
+    `also` is what else `synod evaluate` needs with another --batch.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = f"Give --batch {batch // 2}{also}" if batch > 1 else "Use a larger device: no --batch is smaller"
+        raise OutOfMemory(f"out of memory with --batch {batch} ({_first_line(error)}). {remedy}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def is_out_of_memory(error: BaseException) -> bool:

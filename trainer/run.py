@@ -14,6 +14,7 @@ from synod.errors import SettingsError
 from trainer import checkpoint
 from trainer.agreement import check_settings
 from trainer.algorithms.threshold import make_controller
+from trainer.clock import Clock
 from trainer.data.concepts import concept_names, read_concepts
 from trainer.data.prompts import read_concept_prompts
 from trainer.data.source import wanted_rewards
@@ -84,7 +85,8 @@ def _run(settings: TrainerSettings, policy: Policy, wanted: Sequence[Wanted], ra
             rewards = with_intrinsic(service, policy, settings, ranks.clock)
         held_out = None
         if evaluated and settings.data.heldout is not None:
-            held_out = HeldOut(settings, rewards, log, ranks)
+            reader = with_intrinsic(service, policy, settings, Clock())  # its time is part of the phase "evaluate"
+            held_out = HeldOut(settings, reader, log, ranks)
             held_out.before(policy)
         state = train(settings, policy, rewards, controller, log, held_out, ranks)
         is_over = held_out is not None and held_out.is_over(state.step)

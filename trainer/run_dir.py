@@ -50,6 +50,16 @@ def run_lock(run_dir: Path, name: str = LOCK, *, patience_s: float = 0.0) -> Ite
             file.truncate(0)
 
 
+def is_locked(run_dir: Path) -> bool:
+    """Return whether a process holds the run's directory, as rank 0 does from before it loads a policy to the end."""
+    try:
+        file = (run_dir / LOCK).open("r+")
+    except OSError:
+        return False
+    with file:
+        return not _locks(file, 0.0)
+
+
 def check_shared(run_dir: Path, token: str | None, ranks: Ranks) -> None:
     """Raise SettingsError on every rank unless all see the lock file with the token that rank 0 has written."""
     expected = ranks.gather_all(token)[0]

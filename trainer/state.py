@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,16 +12,17 @@ import torch
 from torch import nn
 
 from trainer import checkpoint
-from trainer.agreement import check_settings, check_weights
+from trainer.agreement import SAMPLE, check_settings, check_weights
 from trainer.algorithms.advantage import Slope
 from trainer.algorithms.audit import Audit
 from trainer.algorithms.auto import AutoScreen
 from trainer.algorithms.costs import Costs
 from trainer.algorithms.threshold import ThresholdController, ThresholdState
-from trainer.checkpoint import CheckpointMismatch
+from trainer.checkpoint import CheckpointMismatch, fingerprint
 from trainer.credit import SlopeKey, update_reward_slopes
 from trainer.distributed import ONE_RANK, WHOLE, Ranks, Sharding, part, shard, whole
 from trainer.ema import Ema
+from trainer.evaluate.draw import digest_of
 from trainer.groups import Previews, ScoredGroup
 from trainer.optim import make_optimizer
 from trainer.policy.base import Policy
@@ -32,24 +32,14 @@ from trainer.screen_plan import ScreenPlan, auto_plan, fixed_plan
 from trainer.settings import TrainerSettings
 from trainer.types import Pathway, Task
 
-DIGEST_NUMBERS = 64  # of each frozen parameter
-
-
-def frozen_digest(module: nn.Module) -> str:
-    """Return a digest of the parameters that are not trained, by a few numbers of each; "" if all are trained."""
-    frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in frozen:
-        digest.update(name.encode() + parameter.detach().flatten()[:DIGEST_NUMBERS].float().cpu().numpy().tobytes())
-    return digest.hexdigest() if frozen else ""
-
 
 @dataclass
 class TrainState:
     """The state after `step` steps; random numbers follow from (seed, step), so no generator is stored.
 
     trained        what training changes, by name; frozen weights are read from the model directory again
-    frozen         the digest of the others
+    base           a digest of all weights at the start of the run, those of the image tokenizer included
+    settings       the fingerprint of the settings and data, as they were when this process began
     sharding       how the policy is split over ranks
     ema            the average of the trained weights; None: not kept
     thresholds     the threshold controller's state for each `Task.key`
@@ -64,7 +54,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     controller: ThresholdController
     trained: dict[str, nn.Parameter]
-    frozen: str
+    base: str
+    settings: Mapping[str, Any]
     sharding: Sharding = WHOLE
     ema: Ema | None = None
     step: int = 0
@@ -79,7 +70,7 @@ class TrainState:
         cls, policy: Policy, controller: ThresholdController, settings: TrainerSettings, ranks: Ranks = ONE_RANK
     ) -> TrainState:
         """Return the state before the first step; splits the policy over the ranks if the settings say so."""
-        decay, frozen, sharding = settings.optimizer.ema, frozen_digest(policy.module), WHOLE
+        decay, base, sharding = settings.optimizer.ema, digest_of(policy, SAMPLE), WHOLE
         if settings.ranks.shard > 1 and ranks.world > 1:  # a dry run has one rank
             check_weights(policy, ranks)  # later a rank has parts of them alone
             sharding = shard(policy.units(), ranks, settings.ranks.shard)
@@ -87,7 +78,7 @@ class TrainState:
         ema = Ema(policy.module, decay) if decay else None
         trained = {name: p for name, p in policy.module.named_parameters() if p.requires_grad}
         sharding.refresh()
-        return cls(policy, optimizer, controller, trained, frozen, sharding, ema)
+        return cls(policy, optimizer, controller, trained, base, fingerprint(settings), sharding, ema)
 
     def key(self, settings: TrainerSettings) -> tuple[int, int]:
         """Return the first numbers of every seed of the present step."""
@@ -104,10 +95,13 @@ class TrainState:
         return fixed_plan(task, settings, self.threshold(task))
 
     def advance(self, groups: Sequence[ScoredGroup]) -> None:
-        """Finish a step whose update was made: its groups move the thresholds and the slope."""
+        """Finish a step whose update was made: its groups move the slopes, and each of their thresholds once."""
         self.reward_slopes = update_reward_slopes(self.reward_slopes, groups)
+        by_key: dict[str, list[Previews]] = {}
         for group in groups:
-            self._update_threshold(group.previews)
+            by_key.setdefault(group.previews.task.key, []).append(group.previews)
+        for key, previews in by_key.items():
+            self._update_threshold(key, previews)
         if self.ema is not None:
             self.ema.update(self.step)
         self.step += 1
@@ -156,7 +150,7 @@ class TrainState:
         """
         saved = {
             "policy": dict(self.trained),
-            "frozen": self.frozen,
+            "base": self.base,
             "optimizer": self.optimizer.state_dict(),
             "thresholds": {key: asdict(threshold) for key, threshold in self.thresholds.items()},
             "slopes": [[*key, asdict(slope)] for key, slope in self.reward_slopes.items()],
@@ -173,14 +167,14 @@ class TrainState:
         screens = {pathway: asdict(screen) for pathway, screen in self.screens.items()}
         return {"audits": audits, "screens": screens, "costs": asdict(self.costs)}
 
-    def save(self, directory: Path, settings: TrainerSettings, ranks: Ranks) -> None:
+    def save(self, directory: Path, ranks: Ranks) -> None:
         """Write a checkpoint, by rank 0 while the others wait; none before the first step. All ranks call it."""
         if not self.step:
             return
         saved = self.to_save(ranks)
         with ranks.together("checkpoint"):
             if ranks.is_first:
-                checkpoint.save(directory, self.step, saved, settings, ranks.world)
+                checkpoint.save(directory, self.step, saved, self.settings, ranks.world)
 
     def resume(self, directory: Path, settings: TrainerSettings, ranks: Ranks = ONE_RANK) -> Path | None:
         """Restore the newest checkpoint, if there is one, and return it. All ranks call it.
@@ -202,18 +196,18 @@ class TrainState:
     def restore(self, step: int, saved: dict[str, Any], ranks: Ranks = ONE_RANK) -> None:
         """Restore the state after `step` steps from the tree that `to_save` returned. All ranks call it.
 
-        Of a split policy each rank takes its parts. Raises CheckpointMismatch if the weights that are not trained are
-        not those of the checkpoint.
+        Of a split policy each rank takes its parts. Raises CheckpointMismatch if the run started from other weights.
         """
         with ranks.together():
             self._restore(step, saved)
         self.sharding.refresh()
 
     def _restore(self, step: int, saved: dict[str, Any]) -> None:
-        if saved["frozen"] != self.frozen:
+        if saved["base"] != self.base:
             raise CheckpointMismatch(
-                f"the checkpoint of step {step} was trained on other weights than [trainer.policy] model has now; give "
-                "the model that the run started from (of a hub id one revision: 'org/name@REVISION'), or a new run_dir"
+                f"the run of the checkpoint of step {step} started from other weights than [trainer.policy] names "
+                "now; give the model and the tokenizer that it started from (of a hub id one revision: "
+                "'org/name@REVISION'), or a new run_dir"
             )
         with torch.no_grad():
             for name, parameter in self.trained.items():
@@ -248,11 +242,17 @@ class TrainState:
         }
         return {**saved, "state": state}
 
-    def _update_threshold(self, previews: Previews) -> None:
-        """Move a threshold by every surrogate score that was measured."""
-        scores = [score for score in previews.scores if score is not None]
-        screened, before = previews.screened, self.thresholds.get(previews.task.key, self.controller.initial_state())
-        passed = min(screened.passed, len(scores))
-        self.thresholds[previews.task.key] = self.controller.update(
-            before, scores, screened.drawn, passed, previews.capped
-        )
+    def _update_threshold(self, key: str, previews: Sequence[Previews]) -> None:
+        """Move a threshold once, by every surrogate score that the groups of a step with this key measured.
+
+        They were screened by one threshold, so they are one sample.
+        """
+        scores, drawn, passed = list[float](), 0, 0
+        for one in previews:
+            measured = [score for score in one.scores if score is not None]
+            scores += measured
+            drawn += one.screened.drawn
+            passed += min(one.screened.passed, len(measured))
+        before = self.thresholds.get(key, self.controller.initial_state())
+        capped = any(one.capped for one in previews)
+        self.thresholds[key] = self.controller.update(before, scores, drawn, passed, capped)

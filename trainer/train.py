@@ -56,7 +56,7 @@ def train(
 
     def save_checkpoint() -> None:
         with clock("checkpoint"):
-            state.save(checkpoints, settings, ranks)
+            state.save(checkpoints, ranks)
 
     def draw(tasks: Sequence[Task], first: int) -> list[ScoredGroup]:
         """Return a group of each task; `first` is the number of the first one in the step."""

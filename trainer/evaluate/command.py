@@ -21,7 +21,7 @@ from synod.errors import SettingsError, SynodError
 from synod.records import write
 from synod.scoring import show
 from trainer.data.prompts import read_prompts
-from trainer.errors import OtherRankFailed
+from trainer.errors import OtherRankFailed, OutOfMemory
 from trainer.evaluate import geneval, runner
 from trainer.evaluate.base import Benchmark, Row, Table, spread
 from trainer.evaluate.estimate import Estimate
@@ -130,6 +130,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     with joined() as ranks:
         try:
             _draw_and_score(options, benchmark, scorers, images, policy, options.url or subject.url, out, ranks)
+        except OutOfMemory as error:
+            return _fail(f"{error}\n{out} keeps images and scores, and the command continues with them", 1)
         except (SynodError, OtherRankFailed) as error:
             if isinstance(error, SettingsError):
                 raise
@@ -174,6 +176,8 @@ def _evaluate_personal(options: argparse.Namespace) -> int:
     processes(os.environ)
     try:
         return personal.evaluate(options, policy, options.url or url, out, template)
+    except OutOfMemory as error:
+        return _fail(error, 1)
     except (SynodError, OtherRankFailed) as error:
         if isinstance(error, SettingsError):
             raise
@@ -192,9 +196,11 @@ def _draw_and_score(
 ) -> None:
     """Draw and score this rank's share of the images; a failure on one rank ends all.
 
-    Raises the SynodError of a failure; on every other rank OtherRankFailed, or SettingsError if it is one.
+    Raises the SynodError of a failure, and OutOfMemory; on every other rank OtherRankFailed, or SettingsError if it is
+    one.
     """
     from trainer.evaluate.draw import Drawer
+    from trainer.out_of_memory import explain_large_batch
 
     with ranks.together():
         drawer = Drawer(policy)
@@ -207,7 +213,11 @@ def _draw_and_score(
         if not (out / runner.CONDITIONS).exists():
             raise SettingsError(f"{out} is another directory on rank 0; give --out one that every machine mounts")
     own = runner.share(images, options.batch, ranks.rank, ranks.world)
-    with ranks.together(), SynodClient(url, timeout_s=TIMEOUT_S, retries=RETRIES) as client:
+    with (
+        ranks.together(),
+        explain_large_batch(options.batch),
+        SynodClient(url, timeout_s=TIMEOUT_S, retries=RETRIES) as client,
+    ):
         runner.run(
             benchmark, own, drawer, client, scorers, out, seed=options.seed, batch=options.batch, rank=ranks.rank
         )
@@ -278,6 +288,8 @@ def _run(run: Path, suite: str) -> Subject:
     try:
         settings = json.loads(path.read_text())
         table = {**settings["policy"], "model": str(trained.resolve()), "lora": None}  # adapters are merged
+        if table.get("vq") and (trained / "vq").is_dir():  # the same
+            table["vq"] = None
         if "concepts" in table:  # the model has their tokens
             table |= {"concepts": (), "train": "all"}
         if table.get("language"):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from synod.contracts import Pixels
 from synod.errors import SettingsError
-from trainer.checkpoint import file_digest
+from trainer.checkpoint import concept_digests, file_digest
 from trainer.clock import Clock
 from trainer.data.source import heldout_tasks
 from trainer.distributed import ONE_RANK, Ranks
@@ -27,6 +27,7 @@ from trainer.policy.base import Policy
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.terms import Items, submit_terms
 from trainer.sampling import result_items
+from trainer.scenarios import element
 from trainer.settings import TrainerSettings
 from trainer.turns import finish_turns, start
 from trainer.types import Reward, RewardSpec, Rollout, Task
@@ -105,11 +106,14 @@ def _evaluate_batches(
 def conditions(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that two comparable evaluations share, as JSON values."""
     query = getattr(settings.data, "query", None)
+    free: dict[str, Any] = {"checkpointing": True, "model": True, "vq": True, "language": {"model"}}
+    policy = settings.policy.model_dump(mode="json", exclude=free)  # wherever its files are
+    policy |= {key.removeprefix("policy."): value for key, value in concept_digests(settings.policy).items()}
     return {
         "data": settings.data.model_dump(mode="json", include={"task", "geneval_share", "pathways", "textual_template"})
         | ({} if query is None else {"query": query}),
         "prompts": None if settings.data.heldout is None else file_digest(settings.data.heldout),
-        "policy": settings.policy.model_dump(mode="json", exclude={"checkpointing"}),
+        "policy": policy,
         "rewards": settings.rewards.model_dump(mode="json", include={"scorers", "terms", "ensemble", "teacher"}),
         "scorers": dict(settings.evaluate.scorers),
     }
@@ -206,7 +210,7 @@ def _row(task: Task, answer: str, reward: Reward, untrained: Reward) -> Row:
         answer=answer,
         reward=reward.value,
         components=dict(reward.components),
-        right=right(answer, task.segments, task.truth),
+        right=right(element(answer), task.segments, task.truth),
         failure=None if reward.failure is None else reward.failure.code,
         heldout=dict(untrained.components),
         heldout_reward=untrained.value,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.unit.trainer.loops import MakeSettings
-from trainer.agreement import OWN, _content
-from trainer.checkpoint import differences, fingerprint
+from trainer.agreement import OWN
+from trainer.checkpoint import differences, fingerprint, folder_digest
 
 
 def test_a_directory_is_alike_by_names_and_contents(tmp_path: Path) -> None:
@@ -14,10 +14,10 @@ def test_a_directory_is_alike_by_names_and_contents(tmp_path: Path) -> None:
     for name, content in (("a/info.json", "x"), ("a/info.json", "y"), ("b.png", "x"), ("c.png", "")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-        seen.add(_content(tmp_path))
+        seen.add(folder_digest(tmp_path))
     assert len(seen) == 4
-    assert _content(tmp_path) in seen
-    assert _content(tmp_path / "b.png") not in seen
+    assert folder_digest(tmp_path) in seen
+    assert folder_digest(tmp_path / "b.png") not in seen
 
 
 def test_settings_of_one_machine_may_differ(tiny_settings: MakeSettings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.unit.trainer.tiny_run import make_settings
 from trainer import checkpoint
 from trainer.checkpoint import CheckpointMismatch, CheckpointNotWritten, fingerprint, latest, load, save
 from trainer.settings import TrainerSettings
@@ -177,6 +179,19 @@ def test_free_settings_may_change(settings_from: Make, tmp_path: Path) -> None:
     free = {"STEPS": "7", "REWARDS__URL": "http://far:1", "REWARDS__PATIENCE_S": "1", "CHECKPOINT_EVERY": "9"}
     settings = settings_from("", RUN_DIR="elsewhere", EVALUATE__PROMPTS="3", EVALUATE__SCORERS="{ hps = 1.0 }", **free)
     assert load(path, settings) == (1, {"x": 1})
+
+
+def test_a_run_may_move_with_its_files(settings_from: Make, world_dir: Path, tmp_path: Path) -> None:
+    """As the working directory of another Ray job; other files under the same names are another run."""
+    path = save(tmp_path / "c", 1, {"x": 1}, settings_from())
+    there = tmp_path / "moved"
+    shutil.copytree(world_dir, there, ignore=shutil.ignore_patterns("c", "moved"))
+    settings = make_settings(there)
+    assert settings.data.prompts != settings_from().data.prompts
+    assert load(path, settings) == (1, {"x": 1})
+    (there / "concepts/bo/train/0.png").write_bytes(b"another")
+    with pytest.raises(CheckpointMismatch, match=r"trainer\.data\.concepts \(content\): "):
+        load(path, settings)
 
 
 def test_every_other_setting_is_bound(settings_from: Make) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakeSettings
 from tests.unit.trainer.world_two import spawn
-from trainer import agreement, distributed
+from trainer import checkpoint, distributed
 from trainer.agreement import check_weights
 from trainer.distributed import Ranks
 from trainer.errors import NonFinite, OtherRankFailed
@@ -146,7 +146,7 @@ def _check_bad_input(ranks: Ranks, settings: TrainerSettings) -> None:
             f"different settings:\n  trainer.optimizer.lr: {settings.optimizer.lr} on rank 0, 0.5 on rank 1\nGive",
         )
         with patch.context() as files:
-            files.setattr(agreement, "_content", lambda path: f"{path.name} of rank {ranks.rank}")
+            files.setattr(checkpoint, "folder_digest", lambda path: f"{path.name} of rank {ranks.rank}")
             _refused(settings, 'trainer.data.concepts .* on rank 0, .* of rank 1" on rank 1\n')
         patch.setattr("trainer.run.device_name", lambda: "H200" if ranks.is_first else "cpu")
         _refused(settings, "some ranks have a GPU and some have none .*H200: rank 0; cpu: rank 1")

@@ -15,6 +15,7 @@ from tests.unit.trainer.test_run import ready  # noqa: F401
 from trainer import run as run_module
 from trainer.launch import _in_thread, _stop_by_file, launch
 from trainer.run import _check_patience
+from trainer.run_dir import run_lock
 from trainer.stop import STOP_FILE
 
 
@@ -30,7 +31,7 @@ def test_without_workers_the_run_is_here(ready: MakeSettings) -> None:  # noqa: 
 def test_signals_stop_workers_and_a_second_ctrl_c_ends(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     for first in (signal.SIGTERM, signal.SIGINT):
-        with _stop_by_file(tmp_path):
+        with run_lock(tmp_path), _stop_by_file(tmp_path):  # as rank 0 holds it
             signal.raise_signal(first)
             assert (tmp_path / STOP_FILE).exists()
             signal.raise_signal(signal.SIGTERM)
@@ -38,6 +39,16 @@ def test_signals_stop_workers_and_a_second_ctrl_c_ends(tmp_path: Path) -> None:
                 signal.raise_signal(signal.SIGINT)
         assert not (tmp_path / STOP_FILE).exists()
         assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_a_launcher_whose_workers_do_not_train(tmp_path: Path, number: signal.Signals) -> None:
+    with run_lock(tmp_path):
+        pass  # of an earlier run
+    with _stop_by_file(tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        assert not (tmp_path / STOP_FILE).exists()
 
 
 def test_ray_train_runs_outside_the_main_thread() -> None:

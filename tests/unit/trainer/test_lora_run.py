@@ -314,7 +314,7 @@ def test_resuming_on_another_base_is_refused(
     other = make_policy()
     other.phi.model.layers[1].mlp.fc1.bias.data[3] += 0.01
     other.save(world_dir / "model")
-    with pytest.raises(checkpoint.CheckpointMismatch, match=r"step 1 was trained on other weights than \[trainer.pol"):
+    with pytest.raises(checkpoint.CheckpointMismatch, match=r"step 1 started from other weights than \[trainer.pol"):
         run_loop(ready(STEPS="2"), make_policy, Judge(), adapted(ready()))
 
 

@@ -85,7 +85,7 @@ def _check(
         if ranks.is_first:
             state.policy.save(adam.run_dir / "policy")
     state = _restored(ranks, adam)
-    state.save(adam.run_dir / "again", adam, ranks)
+    state.save(adam.run_dir / "again", ranks)
     for name, settings in planted.items():
         case, change = PLANTED[name]
         with change(ranks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -32,17 +33,20 @@ from tests.unit.trainer.loops import (
 )
 from tests.unit.trainer.reward_services import Judge, Measure, brightness, redness
 from trainer import checkpoint
-from trainer.algorithms.threshold import Quantile, ThresholdState
+from trainer.algorithms.screen import ScreenResult
+from trainer.algorithms.threshold import Paper, Power, Quantile, ThresholdController, ThresholdState
+from trainer.checkpoint import CheckpointMismatch
 from trainer.clock import Clock
 from trainer.distributed import ONE_RANK
 from trainer.errors import NonFinite, OutOfMemory
+from trainer.groups import Previews, ScoredGroup
 from trainer.policy.show_o.policy import ShowO
 from trainer.report.metrics import SAMPLES, Metrics, read
 from trainer.sampling import finish, sample_previews
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 from trainer.stop import stop_on_signal
-from trainer.types import Task
+from trainer.types import Prompt, Reward, RewardSpec, Task
 
 EVERY = {"CHECKPOINT_EVERY": "1"}
 
@@ -92,6 +96,19 @@ def test_a_finished_run_is_not_changed(make_policy: MakePolicy, tiny_settings: M
     longer = tiny_settings(STEPS="2")
     assert run_loop(longer, make_policy, Judge()).step == 2
     assert lines(settings.run_dir)[:1] == message
+
+
+@pytest.mark.parametrize("part", ["module", "vq"])
+def test_a_policy_without_frozen_weights_does_not_resume_on_another_base(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, part: str
+) -> None:
+    """Its reference and its image tokenizer would be those of another model."""
+    run_loop(tiny_settings(STEPS="1", CHECKPOINT_EVERY="1"), make_policy, Judge())
+    other = make_policy()
+    other.vq = copy.deepcopy(other.vq)  # the tests share one
+    next(getattr(other, part).parameters()).data.view(-1)[0] += 0.5
+    with pytest.raises(CheckpointMismatch, match=r"step 1 started from other weights than \[trainer.policy\]"):
+        run_loop(tiny_settings(STEPS="2"), make_policy, Judge(), other)
 
 
 def test_missing_scores_and_a_failed_write_do_not_change_a_resumed_run(
@@ -188,6 +205,28 @@ def test_a_threshold_is_fixed_within_a_step(make_policy: MakePolicy, tiny_settin
     assert all(used[1][key] != used[0][key] for key in used[1])
 
 
+@pytest.mark.parametrize("controller", [Quantile(0.5, start=0.5), Power(), Paper()])
+def test_groups_of_one_key_move_a_threshold_once(
+    make_policy: MakePolicy, tiny_settings: MakeSettings, controller: ThresholdController
+) -> None:
+    """By the scores and counts of both; the second reached its cap, and one of its scores is missing."""
+
+    def group(key: str, scores: tuple[float | None, ...], passed: int, *topped_up: int) -> ScoredGroup:
+        screened = ScreenResult((0,), passed, len(scores), len(scores), is_full=True, topped_up=topped_up)
+        task = Task(key, "visual", Prompt("a photo", "tag"), RewardSpec({"ber": 1.0}))
+        return ScoredGroup(Previews(task, (), (), scores, screened, 0.5), (), (), (Reward(None),), ("",))
+
+    state = TrainState.new(make_policy(), controller, tiny_settings())
+    state.advance(
+        [group("a", (0.2, 0.6, 0.7, 0.4), 2), group("b", (0.8, 0.9), 2), group("a", (0.1, None, 0.9, 0.3), 1, 0)]
+    )
+    start = controller.initial_state()
+    assert state.thresholds == {
+        "a": controller.update(start, [0.2, 0.6, 0.7, 0.4, 0.1, 0.9, 0.3], 8, 3, True),
+        "b": controller.update(start, [0.8, 0.9], 2, 2, False),
+    }
+
+
 def test_the_average_is_resumed_evaluated_and_saved(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
     def run(name: str, *ends: str) -> TrainState:
         for steps in ends:
@@ -229,9 +268,11 @@ def test_flat_groups_are_replaced_and_resumed(
 ) -> None:
     """Prompts with an even digit are flat. A resumed run draws the same replacements."""
     drawn: list[tuple[str, tuple[int, ...], str]] = []
+    screened = set[tuple[str, int, str]]()  # the keys of thresholds, by run and step
 
     def watched(policy: Any, service: Any, task: Task, plan: Any, settings: Any, key: Any, clock: Any) -> Any:
         drawn.append((settings.run_dir.name, tuple(key), task.prompt.text))
+        screened.add((settings.run_dir.name, key[1], task.key))
         return sample_previews(policy, service, task, plan, settings, key, clock)
 
     monkeypatch.setattr("trainer.rollout.sample_previews", watched)
@@ -264,7 +305,8 @@ def test_flat_groups_are_replaced_and_resumed(
     assert {line["kept"] for line in found} == {8}
     assert lines(cut.run_dir) == found
     assert files(cut.run_dir, 3)["tensors.safetensors"] == files(whole.run_dir, 3)["tensors.safetensors"]
-    assert len(moved) == sum(2 + line["replaced"] for line in [*before, *found, *found])  # by every group drawn
+    assert len(drawn) == sum(2 + line["replaced"] for line in [*before, *found, *found])
+    assert len(moved) == len(screened) < len(drawn)  # once by all groups of a step that share a threshold
     keys = [key for name, key, _ in drawn if name == "a"]
     assert len(set(keys)) == len(keys)  # no two groups have the same random numbers
     firsts = [prompt for name, key, prompt in drawn if name == "a" and key[2] == 2]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.distributed.run import get_args_parser
 
 from synod import cli
@@ -23,6 +24,7 @@ from trainer.__main__ import main
 from trainer.evaluate import command
 from trainer.evaluate.command import _parser
 from trainer.evaluate.draw import digest_of
+from trainer.policy.show_o.policy import ShowO
 from trainer.settings import ShowOSettings, TrainerSettings, load
 from trainer.settings.data import TEMPLATES
 
@@ -140,6 +142,15 @@ def test_policy_names_a_run_a_toml_or_a_model(evaluate: Evaluate, world: Path, t
     assert images[0] == images[1], "the same weights, sampler and seed draw the same image"
 
 
+def test_a_run_is_evaluated_without_the_tokenizer_it_was_trained_with(
+    evaluate: Evaluate, world: Path, tiny_settings: MakeSettings
+) -> None:
+    settings = tiny_settings(POLICY__VQ="./model/vq")
+    run = run_of(world, settings)  # the directory of `vq` is not there any more
+    assert (run / "policy/vq").is_dir()
+    assert command.resolve("run", "prompts").policy.vq is None
+
+
 def test_other_weights_do_not_resume(
     evaluate: Evaluate, world: Path, make_policy: MakePolicy, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +220,27 @@ def test_a_failing_service_says_how_to_go_on(
     message = capsys.readouterr().err
     assert "planted" in message
     assert "here keeps images and scores; run the same command again to continue" in message
+
+
+@pytest.mark.parametrize(
+    ("batch", "advice"), [("3", "Give --batch 1\n"), ("1", "Use a larger device: no --batch is smaller\n")]
+)
+def test_out_of_memory_names_the_batch(
+    evaluate: Evaluate, world: Path, capsys: pytest.CaptureFixture[str], batch: str, advice: str
+) -> None:
+    def denoise(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
+
+    options = ["--suite", "prompts", "--prompts", "prompts.txt", "--scorers", "ber", "--images", "1", "--out", "here"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShowO, "denoise", denoise)
+        assert evaluate("train.toml", *options, "--batch", batch) == 1
+    message = capsys.readouterr().err.partition("synod evaluate: ")[2]
+    assert message == (
+        f"out of memory with --batch {batch} (CUDA out of memory. Tried to allocate 2.00 GiB.). {advice}"
+        f"{(world / 'here').resolve()} keeps images and scores, and the command continues with them\n"
+    )
+    assert evaluate("train.toml", *options, "--batch", "1") == 0
 
 
 def test_digest_covers_every_weight(make_policy: MakePolicy) -> None:

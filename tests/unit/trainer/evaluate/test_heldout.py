@@ -23,8 +23,9 @@ from trainer.data.source import GENEVAL
 from trainer.distributed import Ranks
 from trainer.evaluate.compare import paired
 from trainer.evaluate.heldout import SHOWN, draw, evaluate, held_out, image_files, load_evaluation, save_evaluation
+from trainer.scenarios import reflection_task
 from trainer.settings import TrainerSettings
-from trainer.types import Modality, Query, Reward, RewardSpec, Seed, Task
+from trainer.types import Condition, Line, Modality, Query, Reward, RewardSpec, Seed, Task
 
 TEXT = "[trainer.policy.sampler]\ndenoising_steps = 3\nmax_new_tokens = 2\n[trainer.screen]\npreview_batch_size = 4\n"
 
@@ -75,6 +76,18 @@ class Painter:
         assert all(s.step == 3 for s in segments)
         grays = [np.random.default_rng(s.seed).integers(0, 256) for s in segments]
         return [np.full((2, 2, 3), gray, np.uint8) for gray in grays]
+
+
+class Critic(Painter):
+    """Finds that every image shows its prompt, gives feedback all the same, and redraws the image."""
+
+    said: ClassVar[str] = "<answer>Yes</answer> No cat is missing."
+
+    def answer(self, queries: Sequence[Query], seeds: Sequence[Seed]) -> list[Said]:
+        return [Said(query.text, self.said) for query in queries]
+
+    def edit(self, conditions: Sequence[Condition], seeds: Sequence[Seed]) -> list[Painted]:
+        return self.start([one.text for one in conditions], seeds)
 
 
 class Late(Judge):
@@ -133,6 +146,16 @@ def test_rows_match_their_tasks_and_images(settings: TrainerSettings, tasks: lis
             concept = reward == RewardSpec(ensemble="sync_r1")
             assert concept or reward == GENEVAL
             assert (item.geneval is None, item.reasoning is not None, len(item.references) == 2) == (concept,) * 3
+
+
+def test_a_verdict_is_read_without_its_feedback(settings: TrainerSettings) -> None:
+    """The feedback of this one has the other verdict's word."""
+    lines = [Line("two cats", "cats", segments=("Yes", "No"), truth=truth) for truth in ((1.0, 0.0), (0.0, 1.0))]
+    image = np.zeros((2, 2, 3), np.uint8)
+    tasks = [reflection_task(line, image, "Does it show {prompt}?", RewardSpec({"ber": 1.0})) for line in lines]
+    rows = evaluate(Critic(), Judge(), tasks, settings).rows
+    assert [row.right for row in rows] == [True, False]
+    assert [row.answer for row in rows] == [Critic.said] * 2
 
 
 def test_random_numbers_follow_from_seed_and_index(
