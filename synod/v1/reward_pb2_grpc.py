@@ -9,7 +9,8 @@ class RewardServiceStub:
     """Scores batches of images.
 
     A call that fails as a whole ends with a status, and with the trailing metadata `synod-error-bin`, a serialised
-    Error. Calls carry their deadline in `timeout_ms`; a call that is cancelled drops its work.
+    Error. Calls carry their deadline in `timeout_ms`, which the deadline of the call itself bounds; a call that is
+    cancelled drops its work.
     """
 
     def __init__(self, channel):
@@ -44,7 +45,8 @@ class RewardServiceServicer:
     """Scores batches of images.
 
     A call that fails as a whole ends with a status, and with the trailing metadata `synod-error-bin`, a serialised
-    Error. Calls carry their deadline in `timeout_ms`; a call that is cancelled drops its work.
+    Error. Calls carry their deadline in `timeout_ms`, which the deadline of the call itself bounds; a call that is
+    cancelled drops its work.
     """
 
     def Score(self, request, context):
@@ -111,7 +113,8 @@ class RewardService:
     """Scores batches of images.
 
     A call that fails as a whole ends with a status, and with the trailing metadata `synod-error-bin`, a serialised
-    Error. Calls carry their deadline in `timeout_ms`; a call that is cancelled drops its work.
+    Error. Calls carry their deadline in `timeout_ms`, which the deadline of the call itself bounds; a call that is
+    cancelled drops its work.
     """
 
     @staticmethod
