@@ -291,7 +291,8 @@ def _jobs(options: argparse.Namespace) -> dict[str, Job]:
     jobs: dict[str, Job] = {}
     runs = options.runs.resolve()
     table = load_personalize(options.config).model_dump(mode="json")
-    shared = {f"personalize.{key}": value for key, value in flattened(table, {"data", "run_dir", "seed"}).items()}
+    free = {"data", "run_dir", "seed", "policy.model", "policy.vq"}  # a result has the digest of its base
+    shared = {f"personalize.{key}": value for key, value in flattened(table, free).items()}
     for group in options.only or GROUPS:
         for seed in range(options.seeds):
             if group == ABLATIONS:
