@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from trainer.evaluate.compare import Evaluation, Row, compare, matched, summary
+from trainer.evaluate.compare import Evaluation, Row, compare, matched, summary, valued
 from trainer.evaluate.estimate import clustered
 
 PRIMARY: Final = "image part"
@@ -71,7 +71,7 @@ def changes(before: Evaluation, after: Evaluation) -> dict[str, Change]:
         whole = compare(own, value)
         if whole.before.mean is None or whole.after.mean is None or whole.difference is None:
             continue
-        moved = [(a.prompt, y - x) for a, b in own if (x := value(a)) is not None and (y := value(b)) is not None]
+        moved = [(prompt, b - a) for prompt, a, b in valued(own, value)]
         by_prompt = clustered(moved)
         found[name] = Change(
             whole.before.mean,

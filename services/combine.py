@@ -19,6 +19,7 @@ from typing import Literal
 
 from synod.contracts import Concept, ConceptKind, Outcome, Score, ScoreFailure
 from synod.errors import InvalidItem, MissingInput, NonFinite
+from synod.values import total
 
 MissingPolicy = Literal["fail", "renormalise"]
 Weights = Mapping[str, float]
@@ -73,12 +74,8 @@ def combine(
         weight = weights[name] * scale
         contribution = weight * (max(0.0, value) if clip_at_zero else value)
         components[name] = {"value": value, "weight": weight, "contribution": contribution}
-    contributions = [component["contribution"] for component in components.values()]
-    try:
-        reward = math.fsum(contributions)  # rounded once, whatever the order of the scorers
-    except (OverflowError, ValueError):  # huge finite weights can still overflow
-        reward = sum(contributions)
-    if not math.isfinite(reward):
+    reward = total([component["contribution"] for component in components.values()])
+    if not math.isfinite(reward):  # huge finite weights can still overflow
         return ScoreFailure.of(NonFinite(f"the reward of {', '.join(values)} is {reward}; give smaller weights"))
     return Score(reward, {"components": components, "missing": absent} if absent else {"components": components})
 

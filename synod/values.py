@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -11,6 +12,14 @@ from synod.errors import SynodError, error_of
 
 OnError = Literal["raise", "mask"]
 MAX_LISTED: Final = 8  # items that one error message lists
+
+
+def total(terms: Collection[float]) -> float:
+    """Return the sum, rounded once whatever the order of the terms; not finite if huge ones overflow."""
+    try:
+        return math.fsum(terms)
+    except (OverflowError, ValueError):
+        return sum(terms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,11 +33,8 @@ FREE: Final = {
     *("steps", "run_dir", "rewards.url", "rewards.patience_s", "checkpoint_every", "evaluate", "report"),
     *("loss.micro_batch", "policy.checkpointing", "ranks"),
 }
-# Where files are. Their content counts instead, so that a run may move: of weights by `TrainState.base`.
-PATHS: Final = {
-    *("policy.model", "policy.vq", "policy.language.model", "policy.concepts"),
-    *("data.prompts", "data.heldout", "data.concepts"),
-}
+# Where data is. Its content counts instead, so that a run may move; so it is with the policy (`contents`).
+PATHS: Final = {"data.prompts", "data.heldout", "data.concepts"}
 KEEP: Final = 2
 Settings = TrainerSettings | Mapping[str, Any]  # of a training, or a fingerprint with whole keys
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
@@ -152,21 +149,22 @@ def fingerprint(settings: TrainerSettings, free: Set[str] | None = None) -> dict
     """
     if free is None:
         free = FREE if settings.optimizer.schedule == "constant" else FREE - {"steps"}
-    found = {
-        **flattened(settings.model_dump(mode="json"), {*free, *PATHS}),
-        **concept_digests(settings.policy),
-        "data.prompts (content)": file_digest(settings.data.prompts),
-    }
+    tree = {**settings.model_dump(mode="json"), "policy": contents(settings.policy)}
+    found = {**flattened(tree, {*free, *PATHS}), "data.prompts (content)": file_digest(settings.data.prompts)}
     if isinstance(settings.data, SyncR1Settings):
         found["data.concepts (content)"] = folder_digest(settings.data.concepts)
     return found
 
 
-def concept_digests(policy: PolicySettings) -> dict[str, list[str]]:
-    """Return names and digests of the concept tokens of a policy, under the setting's key; {} for other families."""
-    if not isinstance(policy, ShowOSettings):
-        return {}
-    return {"policy.concepts": [f"{folder.name} {folder_digest(folder)}" for folder in policy.concepts]}
+def contents(policy: PolicySettings) -> dict[str, Any]:
+    """Return a policy's settings as JSON values, wherever its files are.
+
+    Concept tokens are there by name and digest; models are not: their weights have a digest (`TrainState.base`).
+    """
+    tree = policy.model_dump(mode="json", exclude={"model": True, "vq": True, "language": {"model"}})
+    if isinstance(policy, ShowOSettings):
+        tree["concepts"] = [f"{folder.name} {folder_digest(folder)}" for folder in policy.concepts]
+    return tree
 
 
 def flattened(tree: Mapping[str, Any], free: Set[str] = frozenset()) -> dict[str, Any]:

@@ -207,13 +207,18 @@ def _component(name: str, row: Row) -> float | None:
 
 def compare(rows: Sequence[tuple[Row, Row]], value: Callable[[Row], float | None]) -> Paired:
     """Compare a value of matched rows; pairs that lack it on one side are dropped."""
-    pairs = [
-        (row.prompt, a, b) for row, other in rows if (a := value(row)) is not None and (b := value(other)) is not None
-    ]
+    pairs = valued(rows, value)
     before, after = summary(a for _, a, _ in pairs), summary(b for _, _, b in pairs)
     change, by_prompt = summary(b - a for _, a, b in pairs), clustered((prompt, b - a) for prompt, a, b in pairs)
     errors = [error for error in (change.stderr, by_prompt.stderr) if error is not None]
     return Paired(before, after, change.mean, max(errors, default=None), change.n, len(rows) - len(pairs))
+
+
+def valued(rows: Sequence[tuple[Row, Row]], value: Callable[[Row], float | None]) -> list[tuple[str, float, float]]:
+    """Return (prompt, value before, value after) of each matched pair that has both values."""
+    return [
+        (row.prompt, a, b) for row, other in rows if (a := value(row)) is not None and (b := value(other)) is not None
+    ]
 
 
 def _asked(row: Row) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from synod.contracts import Pixels
 from synod.errors import SettingsError
-from trainer.checkpoint import concept_digests, file_digest
+from trainer.checkpoint import contents, file_digest
 from trainer.clock import Clock
 from trainer.data.source import heldout_tasks
 from trainer.distributed import ONE_RANK, Ranks
@@ -106,9 +106,8 @@ def _evaluate_batches(
 def conditions(settings: TrainerSettings) -> dict[str, Any]:
     """Return the settings that two comparable evaluations share, as JSON values."""
     query = getattr(settings.data, "query", None)
-    free: dict[str, Any] = {"checkpointing": True, "model": True, "vq": True, "language": {"model"}}
-    policy = settings.policy.model_dump(mode="json", exclude=free)  # wherever its files are
-    policy |= {key.removeprefix("policy."): value for key, value in concept_digests(settings.policy).items()}
+    policy = contents(settings.policy)
+    del policy["checkpointing"]
     return {
         "data": settings.data.model_dump(mode="json", include={"task", "geneval_share", "pathways", "textual_template"})
         | ({} if query is None else {"query": query}),

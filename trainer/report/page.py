@@ -234,8 +234,7 @@ def _saved(step: int | None, total: int | None, draws: int) -> str:
         return "not measured"
     works = [group_work(one, 1, total, has_answers=False, draws=draws) for one in (step, total)]
     done, unscreened = (work.steps for work in works)
-    saved = steps_saved([{"denoising_steps": done, "denoising_steps_unscreened": unscreened}])
-    return "0%" if saved is None else f"{saved:.0%}"
+    return f"{1 - done / unscreened:.0%}"
 
 
 def _audited(figures: Record, name: str, form: str) -> str:

@@ -28,6 +28,7 @@ from synod.client import SynodClient
 from synod.contracts import ItemResult, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import DeadlineExceeded, InvalidRequest, NonFinite, SettingsError, SynodError, Unavailable
 from synod.retry import RetryPolicy
+from synod.values import total
 from trainer.errors import RewardServiceUnavailable
 from trainer.rewards.served import Served, Wanted
 from trainer.settings import RewardSettings
@@ -243,10 +244,7 @@ def _weighted(
     if failures:
         return Reward(None, components, min(failures, key=lambda failure: failure.retryable))
     terms = {name: weight * components[name] for name, weight in spec.weights.items()}
-    try:
-        value = math.fsum(terms.values())  # rounded once, as the sum of the fixed terms
-    except (OverflowError, ValueError):  # huge weights
-        value = sum(terms.values())
+    value = total(terms.values())  # rounded once, as the sum of the fixed terms
     if math.isfinite(value):
         return Reward(value, components, fixed=_fixed(terms, text_only), official=_official(result))
     error = NonFinite(f"the weighted sum of {', '.join(spec.weights)} is {value}; give smaller weights")

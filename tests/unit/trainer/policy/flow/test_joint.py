@@ -254,6 +254,14 @@ def test_a_frozen_model_has_no_passes(make: Make, kind: Any) -> None:
     assert moved == {{"text": joint.LANGUAGE, "image": joint.IMAGE}[kind]}
 
 
+def move(policy: JointPolicy) -> None:
+    """Change every number that training would change."""
+    with torch.no_grad():
+        for group in policy.parameter_groups():
+            for parameter in group.parameters:
+                parameter.add_(0.02)
+
+
 @pytest.mark.parametrize("adapters", [False, True])
 def test_a_joint_policy_is_saved(make: Make, load: Load, tmp_path: Path, adapters: bool) -> None:
     from trainer.policy.flow import loading
@@ -261,10 +269,7 @@ def test_a_joint_policy_is_saved(make: Make, load: Load, tmp_path: Path, adapter
     policy, query = make(), Query("what is it", IMAGE)
     if adapters:
         policy.add_adapters(rank=2, alpha=4, targets=("to_q", "q_proj"), seed=0, base="x")
-    with torch.no_grad():
-        for group in policy.parameter_groups():
-            for parameter in group.parameters:
-                parameter.add_(0.02)
+    move(policy)
     policy.save(tmp_path)
     given = partial(JointPolicy, *language.load(tmp_path / joint.LANGUAGE, 5), ("text",), None)
     again = loading.load(tmp_path, sampler=policy.sampler, guidance_scale=3.0, max_text_length=6, kind=given)
@@ -281,10 +286,7 @@ def test_each_models_adapters_are_saved_for_peft(make: Make, load: Load, words: 
 
     policy = make()
     policy.add_adapters(rank=2, alpha=4, targets=("to_q", "q_proj"), seed=0, base="pipeline")
-    with torch.no_grad():
-        for group in policy.parameter_groups():
-            for parameter in group.parameters:
-                parameter.add_(0.02)
+    move(policy)
     policy.save(tmp_path)
     for part, folder, started, source, targets in (
         (joint.IMAGE, tmp_path / ADAPTER, load("sana").module, "pipeline", {"to_q"}),
