@@ -1,9 +1,23 @@
-"""Command-line arguments that several benchmarks share, and their types: a mistake is found before any measurement."""
+"""What the commands of several benchmarks share: arguments, their types, and how an error ends the command."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from synod.errors import SettingsError, SynodError
+from trainer.errors import RewardServiceUnavailable
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """Exit with the status of `main`; an error that the user can correct is one message, without a traceback."""
+    try:
+        sys.exit(main())
+    except (SettingsError, SynodError, RewardServiceUnavailable) as error:
+        sys.exit(f"error: {error}")
 
 
 def count(text: str) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.arguments import exit_with
 from benchmarks.machine import command, machine
 from trainer.data.source import wanted_rewards
 from trainer.evaluate.compare import Evaluation, Paired, paired
@@ -78,4 +78,4 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Paired]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

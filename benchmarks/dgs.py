@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
@@ -27,7 +26,7 @@ from typing import Final
 
 from tqdm import tqdm
 
-from benchmarks.arguments import count, duration
+from benchmarks.arguments import count, duration, exit_with
 from benchmarks.arms import ARMS, Permuted, settings_of
 from benchmarks.dgs_summary import Result, summary, table
 from benchmarks.machine import command, commit, machine
@@ -226,4 +225,4 @@ def _write(path: Path, document: Result) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

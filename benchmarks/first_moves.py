@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,7 +26,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.arguments import count
+from benchmarks.arguments import count, exit_with
 from trainer.algorithms.audit import Correlation
 from trainer.algorithms.auto import DRAWN, EVIDENCE, AutoScreen, Estimate, Foresight, group_work
 from trainer.algorithms.costs import Costs, Work
@@ -244,4 +243,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

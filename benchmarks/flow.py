@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -31,7 +30,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import screening_table
-from benchmarks.arguments import count
+from benchmarks.arguments import count, exit_with
 from benchmarks.arms import Permuted, Tree, merged
 from benchmarks.dgs import open_service
 from benchmarks.grid import before_after
@@ -314,4 +313,4 @@ PARTS: Final[Mapping[str, Measure]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -23,7 +23,6 @@ import argparse
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -35,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.arguments import exit_with
 from benchmarks.machine import command, machine
 from trainer.algorithms.gradient_noise import gradient_noise
 from trainer.clock import Clock
@@ -182,4 +182,4 @@ def _shown(settings: TrainerSettings) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

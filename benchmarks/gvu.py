@@ -24,7 +24,6 @@ import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -34,7 +33,7 @@ from typing import Any, Final
 
 import torch
 
-from benchmarks.arguments import count
+from benchmarks.arguments import count, exit_with
 from benchmarks.arms import WHOLE, Permuted
 from benchmarks.dgs import open_service
 from benchmarks.grid import before_after
@@ -207,4 +206,4 @@ def _mean_of(records: Sequence[Mapping[str, Any]], name: str, part: slice) -> fl
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any, Final
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.arguments import count
+from benchmarks.arguments import count, exit_with
 from benchmarks.machine import command, commit, machine
 from embedded import world
 from embedded.world.language import NUMBERS, WORD, plural
@@ -162,4 +161,4 @@ def _figures(rows: Sequence[tuple[bool, bool, bool]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -24,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.arguments import count, duration
+from benchmarks.arguments import count, duration, exit_with
 from benchmarks.arms import ARMS, NEVER, OURS, Permuted, settings_of
 from benchmarks.dgs import open_service
 from benchmarks.grid import before_after
@@ -194,4 +193,4 @@ def figures(run_dir: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

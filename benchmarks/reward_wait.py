@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import statistics
-import sys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from typing import Any, cast
 import httpx
 import numpy as np
 
+from benchmarks.arguments import exit_with
 from benchmarks.machine import command, machine
 from synod.codec import CODECS
 from synod.contracts import ItemResult, Pixels, Score, ScoreResponse
@@ -210,4 +210,4 @@ def least_wait_s(batches: Sequence[int], seconds: Mapping[str, float], latency_s
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

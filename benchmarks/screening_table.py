@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -29,7 +28,7 @@ from typing import Final
 import torch
 from tqdm import tqdm
 
-from benchmarks.arguments import count
+from benchmarks.arguments import count, exit_with
 from benchmarks.machine import command, commit, machine
 from benchmarks.screening_rho import PART, REWARD, Measured, Plan, markdown, table
 from benchmarks.timed import FACTS, facts_of, keep_facts
@@ -216,4 +215,4 @@ def _parts(rewards: Sequence[Reward]) -> dict[str, Values]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

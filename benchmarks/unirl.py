@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -35,7 +34,7 @@ from typing import Final
 import numpy as np
 
 from benchmarks import flow, unirl_data
-from benchmarks.arguments import count
+from benchmarks.arguments import count, exit_with
 from benchmarks.arms import Tree
 from benchmarks.dgs import open_service
 from benchmarks.flow import Measure, Part
@@ -309,4 +308,4 @@ PARTS: Final[Mapping[str, Measure]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

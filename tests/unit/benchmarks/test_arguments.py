@@ -7,7 +7,9 @@ import argparse
 import pytest
 
 from benchmarks import dgs, learning, screening_table
-from benchmarks.arguments import count, duration
+from benchmarks.arguments import count, duration, exit_with
+from synod.errors import SettingsError
+from trainer.errors import RewardServiceUnavailable
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,20 @@ def test_sizes_and_times_are_above_0(parser: argparse.ArgumentParser, arguments:
 
 def test_sizes_and_times_are_read() -> None:
     assert (count("12"), duration("0.5")) == (12, 0.5)
+
+
+@pytest.mark.parametrize("error", [SettingsError("scorer 'tier' is not served"), RewardServiceUnavailable("no service")])
+def test_an_error_that_the_user_can_correct_ends_with_its_message(error: Exception) -> None:
+    def fail() -> int:
+        raise error
+
+    with pytest.raises(SystemExit, match=f"error: {error}"):
+        exit_with(fail)
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    def fail() -> int:
+        return [][0]
+
+    with pytest.raises(IndexError):
+        exit_with(fail)
