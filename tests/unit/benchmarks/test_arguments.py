@@ -33,7 +33,7 @@ def test_sizes_and_times_are_read() -> None:
     assert (count("12"), duration("0.5")) == (12, 0.5)
 
 
-@pytest.mark.parametrize("error", [SettingsError("scorer 'tier' is not served"), RewardServiceUnavailable("no service")])
+@pytest.mark.parametrize("error", [SettingsError("no scorer 'tier'"), RewardServiceUnavailable("no service")])
 def test_an_error_that_the_user_can_correct_ends_with_its_message(error: Exception) -> None:
     def fail() -> int:
         raise error
