@@ -42,6 +42,7 @@ DGS: Final[Tree] = {  # the paper's numbers, with the corrected threshold
     "target_pass_rate": 0.25,
     "screen_fraction": 0.2,
     "max_previews": 36,
+    "audit": 0,  # its images take time that the paper's rule does not need
 }
 
 
@@ -81,6 +82,11 @@ ARMS: Final[Mapping[str, Arm]] = {
     "plain_14": Arm("every group is 14 rollouts", _plain(14)),
     "plain_18": Arm("every group is 18 rollouts", _plain(18)),
     "paper": Arm("9 of at most 36 previews above a threshold of BER at 0.2 T (the paper's DGS)", DGS),
+    "paper_reward": Arm(
+        "the same with the preview's own reward in place of BER: the best surrogate of a preview",
+        DGS,
+        surrogate="known+predicted",
+    ),
     "population": Arm(
         "the same previews, with the mean of all previews as the baseline",
         DGS,

@@ -37,6 +37,7 @@ from trainer.data.source import wanted_rewards
 from trainer.errors import NonFinite
 from trainer.images import write_whole
 from trainer.policy.base import Policy
+from trainer.report.metrics import read
 from trainer.rewards.base import RewardBackend
 from trainer.rewards.service import RewardService
 from trainer.run import make_policy
@@ -202,10 +203,15 @@ def open_service(settings: TrainerSettings) -> RewardService:
 
 
 def record(run_dir: Path) -> Result:
-    """Return the figures of a finished run: its curve, and the change of every measure at its end."""
+    """Return the figures of a finished run: its curve, and the change of every measure at its end.
+
+    `screens` and `signal_per_second` are those of "auto" or of an audit at the end.
+    """
     points = curve(run_dir)
     minutes, steps, last = points[-1]
+    step = read(run_dir)[-1]
     return {
+        **{name: step[name] for name in ("screens", "signal_per_second") if name in step},
         "minutes": round(minutes, 3),
         "steps": steps,
         "heldout": to_document(last),

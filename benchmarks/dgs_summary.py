@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
+from scipy import stats
 
 from benchmarks.arms import ARMS, REFERENCE
 from benchmarks.measures import PRIMARY
@@ -29,7 +30,7 @@ def summary(arms: Mapping[str, Sequence[Result]]) -> Result:
     per_minute           gain by minute of training, with its standard error over seeds
     against              for each of COMPARED: `difference` of the gains, seed by seed; if it gained more than 2 errors
                          also `minutes` to its gain at the end, None if that is not reached, and `speed`, the minutes
-                         that the compared recipe itself takes over these
+                         that the compared recipe itself takes over these. `*_interval`: of 95 %, by Student's t
 
     Raises SettingsError for runs of other lengths, numbers of prompts or weights at the start.
     """
@@ -95,9 +96,9 @@ def against(reference: Sequence[Result], runs: Sequence[Result], measure: str, g
     first, second = ({run["seed"]: run for run in one} for one in (reference, runs))
     seeds = sorted(first.keys() & second.keys())
     more = [_gain(second[seed], measure) - _gain(first[seed], measure) for seed in seeds]
-    found = {"seeds": seeds, "difference": _mean(more), "difference_stderr": _stderr(more)}
+    found = {"seeds": seeds, **_with_error("difference", _mean(more), _stderr(more), len(seeds))}
     if not seeds or not _gained(reference, measure):
-        return {**found, "target": None, "minutes": None, "speed": None, "speed_stderr": None}
+        return {**found, "target": None, "minutes": None, **_with_error("speed", None, None, len(seeds))}
 
     def curve(runs: Mapping[int, Result], left_out: int | None) -> Points:
         return mean_curve([_points(runs[seed], measure) for seed in seeds if seed != left_out], grid)
@@ -110,7 +111,14 @@ def against(reference: Sequence[Result], runs: Sequence[Result], measure: str, g
     target, minutes, speed = times(None)
     parts = [times(seed)[2] for seed in seeds] if len(seeds) > 1 else []
     error = jackknife([part for part in parts if part is not None]) if speed and None not in parts else None
-    return {**found, "target": target, "minutes": minutes, "speed": speed, "speed_stderr": error}
+    return {**found, "target": target, "minutes": minutes, **_with_error("speed", speed, error, len(seeds))}
+
+
+def _with_error(name: str, value: float | None, error: float | None, seeds: int) -> Result:
+    """Return a figure with its standard error over seeds and the interval of 95 % by Student's t."""
+    far = None if error is None else float(stats.t.ppf(0.975, seeds - 1)) * error
+    interval = None if value is None or far is None else [value - far, value + far]
+    return {name: value, f"{name}_stderr": error, f"{name}_interval": interval}
 
 
 def time_to(points: Points, level: float) -> float | None:
@@ -147,7 +155,7 @@ def table(result: Result) -> str:
     for name, arm in result["arms"].items():
         one = arm["measures"].get(PRIMARY, {})
         speeds = [
-            f"{_shown(found['speed'], found['speed_stderr'], '.2f')} of {other}"
+            f"{_shown(found['speed'], found['speed_stderr'], '.2f')} of {other}{_within(found['speed_interval'])}"
             for other, found in arm["against"].items()
             if found["speed"] is not None
         ]
@@ -185,6 +193,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _stderr(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _within(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})"
 
 
 def _shown(value: float | None, error: float | None, form: str, scale: float = 1) -> str:

@@ -31,13 +31,19 @@ Each pathway and each denoising step of a screen has its own: their scores foret
 
 
 def update_reward_slopes(slopes: Slopes, groups: Sequence[ScoredGroup]) -> dict[SlopeKey, Slope]:
-    """Return the slopes of reward on surrogate score, updated with these groups."""
+    """Return the slopes of reward on surrogate score, updated with these groups.
+
+    A group that measures screens has the scores of every step, so a screen that moves finds a slope at its new step.
+    """
     found = dict(slopes)
     for group in groups:
+        previews = group.previews
+        scores = previews.foretold or {previews.step: _kept_scores(group)}
         for modality in MODALITIES:
-            rewards, _ = _credited(group, modality)
-            slope = found.get(key := _slope_key(group, modality), Slope())
-            found[key] = slope.update(_kept_scores(group), [reward.value for reward in rewards])
+            rewards = [reward.value for reward in _credited(group, modality)[0]]
+            for step, here in scores.items():
+                key = modality, previews.task.pathway, step
+                found[key] = found.get(key, Slope()).update(here, rewards)
     return found
 
 

@@ -34,16 +34,23 @@ def update_audits(audits: Audits, groups: Sequence[ScoredGroup], settings: Train
 
 
 def _add(audit: Audit, group: ScoredGroup, settings: TrainerSettings) -> Audit:
-    previews = group.previews
+    previews, both_tails = group.previews, settings.screen.select == "best_and_worst"
     kept = previews.screened.indices
     rewarded = [*((i, reward, 1.0) for i, reward in zip(kept, group.rewards, strict=True))]
     rewarded += [(i, r, 1 / settings.screen.audit) for i, r in zip(previews.audited, group.audit, strict=True)]
     observed = [
-        Observed(score, reward.value, weight, i in kept, previews.threshold is not None and score <= previews.threshold)
+        Observed(
+            score,
+            reward.value,
+            weight,
+            kept=i in kept,
+            rejected=both_tails or (previews.threshold is not None and score <= previews.threshold),
+        )
         for i, reward, weight in rewarded
         if reward.value is not None and (score := previews.scores[i]) is not None
     ]
-    added = audit.add(previews.scores, kept, observed, population=settings.loss.baseline == "population")
+    population = settings.loss.baseline == "population"
+    added = audit.add(previews.scores, kept, observed, population=population, both_tails=both_tails)
     has_answers, draws = previews.task.query is not None, len(previews.task.draws)
     plain = group_work(None, len(kept), settings.policy.image_steps, has_answers=has_answers, draws=draws)
     return replace(added, work=added.work + work_of(group, settings), plain=added.plain + plain)

@@ -1,7 +1,7 @@
 """`python -m embedded.makers.accept`: what the policy can do before reinforcement learning, on any of its checkpoints.
 
-Every figure is of samples, images with the sampler of `deploy/configs/embedded.toml`, answers at temperature 1 and up
-to 40 tokens. Prompts are held out; individuals are random or of `world.UNSEEN`, and no model has seen them.
+Every figure is of samples, images and answers, with the sampler of `deploy/configs/embedded.toml`. Prompts are held
+out; individuals are random or of `world.UNSEEN`, and no model has seen them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from trainer.policy.base import Policy
 from trainer.policy.show_o.loading import load
 from trainer.policy.show_o.policy import Sampling, ShowO
 from trainer.scenarios import compound
+from trainer.settings import ShowOSettings
+from trainer.settings import load as load_trainer
 from trainer.types import Query
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS, WEIGHTS = ROOT / "deploy/configs/embedded.toml", ROOT / "embedded/weights"
-SAMPLING = Sampling(denoising_steps=10, guidance_scale=4.0, temperature=8.0, max_new_tokens=40)
 BATCH, SEED = 24, 77
 KINDS = 4  # of images for each concept: two of it, one of its class, one of another
 LEAST = KINDS * len(world.CONCEPTS) // 2  # images for each GenEval task, so that all kinds of all concepts are asked
@@ -179,6 +180,9 @@ def _share(name: str, right: Sequence[bool] | np.ndarray) -> Metric:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    settings = load_trainer(SETTINGS).policy
+    assert isinstance(settings, ShowOSettings)
+    sampler = Sampling(**settings.sampler.model_dump(), positions=settings.positions)
     parser = argparse.ArgumentParser(
         prog="python -m embedded.makers.accept",
         description=__doc__,
@@ -188,9 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, help="an unfinished training instead, such as build/weights/*.ckpt")
     parser.add_argument("--vq", type=Path, default=WEIGHTS / "magvit-world", help="directory of the image tokenizer")
     parser.add_argument("--size", type=int, default=60, help=f"images for each GenEval task, at least {LEAST} (60)")
-    parser.add_argument("--steps", type=int, default=SAMPLING.denoising_steps, help="denoising steps (%(default)s)")
-    parser.add_argument("--guidance", type=float, default=SAMPLING.guidance_scale, help="guidance scale (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=SAMPLING.temperature, help="temperature (%(default)s)")
+    parser.add_argument("--steps", type=int, default=sampler.denoising_steps, help="denoising steps (%(default)s)")
+    parser.add_argument("--guidance", type=float, default=sampler.guidance_scale, help="guidance scale (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=sampler.temperature, help="temperature (%(default)s)")
     options = parser.parse_args(arguments)
     if options.size < LEAST:
         parser.error(
@@ -198,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{len(world.CONCEPTS)} concepts; give at least {LEAST}"
         )
     sampling = replace(
-        SAMPLING, denoising_steps=options.steps, guidance_scale=options.guidance, temperature=options.temperature
+        sampler, denoising_steps=options.steps, guidance_scale=options.guidance, temperature=options.temperature
     )
     if options.checkpoint:
         policy = new_policy(options.vq, sampling)

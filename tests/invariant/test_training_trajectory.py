@@ -42,6 +42,7 @@ BASE = {
     "REWARD_BATCH_SIZE": "4",
     "DATA__GENEVAL_SHARE": "0.25",
     "SCREEN__PREVIEW_BATCH_SIZE": "4",
+    "SCREEN__AUDIT": "0",
     "LOSS__BASELINE": "population",
     "LOSS__LOSS_STEP_FRACTION": "0.5",
     "OPTIMIZER__WARMUP_STEPS": "2",

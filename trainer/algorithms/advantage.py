@@ -29,7 +29,7 @@ from trainer.types import Aggregation
 Normalise = Literal["none", "group_std", "batch_std", "group_std_paper"]
 MEMORY = 0.95  # decay of the slope's sums per group: about the last 20 groups count
 PAPER_EPSILON = 1e-4  # of UniRL-Zero's and Flow-GRPO's code, and of trl
-EVIDENCE = 16.0  # degrees of freedom before the slope is used: two full groups of 9
+EVIDENCE = 16.0  # degrees of freedom before the slope is used: three full groups of 9, because older ones fade
 
 
 def advantages(reward_G: Tensor, valid_G: Tensor, *, baseline_shift: float = 0.0) -> Tensor:

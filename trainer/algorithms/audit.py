@@ -29,7 +29,7 @@ class Observed:
 
     weight    1 over the probability with which the reward was observed, 1 or more
     kept      whether the screen kept it
-    rejected  whether its score was too low; False for one that was merely not needed any more
+    rejected  whether its score was too low, or in the middle; False for one that was merely not needed any more
     """
 
     score: float
@@ -99,8 +99,8 @@ class Audit:
     groups, drawn, kept     counts; `audited` of the rejected rollouts were finished
     freedom, spread         sums over groups of G - 1, and of the kept scores' squared distances from the baseline in
                             units of the variance of all scores of the group
-    rejected, above         weights of audited rollouts that were rejected, and of those with a reward above the median
-                            of the kept ones
+    rejected, missed        weights of audited rollouts that were rejected, and of those that the screen should have
+                            kept by their reward
     work, plain             what was done, without the audit, and the work of plain groups of as many kept rollouts
     """
 
@@ -113,16 +113,24 @@ class Audit:
     freedom: int = 0
     spread: float = 0.0
     rejected: float = 0.0
-    above: float = 0.0
+    missed: float = 0.0
     work: Work = field(default_factory=Work)
     plain: Work = field(default_factory=Work)
 
     def add(
-        self, scores: Sequence[float | None], kept: Sequence[int], observed: Sequence[Observed], *, population: bool
+        self,
+        scores: Sequence[float | None],
+        kept: Sequence[int],
+        observed: Sequence[Observed],
+        *,
+        population: bool,
+        both_tails: bool = False,
     ) -> Audit:
         """Add a group: the scores of all its previews, the places of the kept ones, and what has a reward.
 
-        `population`: the baseline is the mean of all previews, else that of the kept ones.
+        `population`: the baseline is the mean of all previews, else that of the kept ones. A screen should have kept
+        the rewards above the median of the kept ones; one that keeps `both_tails` those further from the kept ones'
+        mean than the kept ones are in the median.
         """
         measured = [score for score in scores if score is not None]
         audited = [one for one in observed if not one.kept]
@@ -135,13 +143,15 @@ class Audit:
             freedom=self.freedom + len(kept) - 1,
             spread=self.spread + spread(measured, [s for i in kept if (s := scores[i]) is not None], population),
         )
-        rewards = [one.reward for one in observed if one.kept]
-        if rewards:
-            rejected, median = [one for one in audited if one.rejected], statistics.median(rewards)
+        if any(one.kept for one in observed):
+            values = _distances(observed) if both_tails else [one.reward for one in observed]
+            pairs = list(zip(observed, values, strict=True))
+            median = statistics.median(value for one, value in pairs if one.kept)
+            rejected = [(one, value) for one, value in pairs if one.rejected and not one.kept]
             found = replace(
                 found,
-                rejected=found.rejected + math.fsum(one.weight for one in rejected),
-                above=found.above + math.fsum(one.weight for one in rejected if one.reward > median),
+                rejected=found.rejected + math.fsum(one.weight for one, _ in rejected),
+                missed=found.missed + math.fsum(one.weight for one, value in rejected if value > median),
             )
         return found._with_correlations(measured, observed)
 
@@ -160,8 +170,8 @@ class Audit:
 
     @property
     def false_rejections(self) -> float | None:
-        """The share of rejected rollouts whose reward is above the median of the kept ones."""
-        return self.above / self.rejected if self.rejected else None
+        """The share of rejected rollouts that the screen should have kept by their reward; None without any."""
+        return self.missed / self.rejected if self.rejected else None
 
     @property
     def steps_saved(self) -> float | None:
@@ -185,6 +195,12 @@ class Audit:
         """
         plain, screened = costs.of(self.plain), costs.of(self.work)
         return self.signal * plain / screened if self.signal is not None and plain and screened else None
+
+
+def _distances(observed: Sequence[Observed]) -> list[float]:
+    """Return each reward's distance from the mean of the kept ones, which no audited reward can move."""
+    mean = statistics.fmean(one.reward for one in observed if one.kept)
+    return [abs(one.reward - mean) for one in observed]
 
 
 def ranks(values: Sequence[float], among: Sequence[float], weight: Sequence[float]) -> list[float]:

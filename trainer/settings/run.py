@@ -20,6 +20,7 @@ from trainer.settings.report import ReportSettings
 from trainer.settings.rewards import INTRINSIC, RewardSettings
 
 AUTO_AUDIT: Final = 0.2  # the share of groups that measure screens
+AUDIT: Final = 0.1  # the share of rejected previews that are finished to measure the screen
 AUTO_FRACTIONS: Final = (0.2, 0.5)  # of the denoising steps, at which previews may be screened
 _UNIONS: Final = {
     "data",
@@ -44,7 +45,7 @@ class ScreenSettings(Node):
     time.
 
     For "first_above" and "best_and_worst", `audit` is the share of rejected previews that are finished and rewarded to
-    measure the screen (`trainer.screen_audit`); they never enter the update.
+    measure the screen (`trainer.screen_audit`); they never enter the update. 0 turns it off.
     """
 
     group_size: int = Field(9, ge=2)
@@ -72,11 +73,12 @@ class ScreenSettings(Node):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_rule(cls, table: Any) -> Any:
-        """Choose the rule that has a threshold if one is named; other rules have none."""
+        """Choose the rule that has a threshold if one is named; other rules have none. All that reject are audited."""
         if not isinstance(table, Mapping):
             return table
         select = table.get("select", "first_above" if "threshold" in table else "auto")
-        defaults = {"select": select, "audit": AUTO_AUDIT if select == "auto" else 0.0}
+        rejects = select == "best_and_worst" or (select == "first_above" and table.get("threshold") != "none")
+        defaults = {"select": select, "audit": AUTO_AUDIT if select == "auto" else AUDIT if rejects else 0.0}
         return {**defaults, **({} if select == "first_above" else {"threshold": "none"}), **table}
 
     @model_validator(mode="after")

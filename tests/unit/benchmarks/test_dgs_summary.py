@@ -76,10 +76,12 @@ def test_speed_is_the_ratio_of_times_to_one_gain() -> None:
         "seeds": [0, 1],
         "difference": pytest.approx(0.01),
         "difference_stderr": pytest.approx(0.0, abs=1e-12),
+        "difference_interval": [pytest.approx(0.01)] * 2,
         "target": pytest.approx(0.04),
         "minutes": pytest.approx(5.0),
         "speed": pytest.approx(2.0),
         "speed_stderr": pytest.approx(0.0, abs=1e-12),
+        "speed_interval": [pytest.approx(2.0)] * 2,
     }
 
 
@@ -89,6 +91,7 @@ def test_speed_over_seeds_has_a_jackknife_error() -> None:
     found = against(reference, other, PRIMARY, GRID)
     assert found["speed"] == pytest.approx(1.0)  # the mean curve reaches .04 at 10 minutes: .03 at 5
     assert found["speed_stderr"] == pytest.approx(0.5)  # sqrt(1/2 ((1 - 1.5)^2 + (2 - 1.5)^2))
+    assert found["speed_interval"] == pytest.approx([1 - 12.706 * 0.5, 1 + 12.706 * 0.5], abs=1e-3)  # t of 1 freedom
 
 
 def test_gains_differ_seed_by_seed() -> None:

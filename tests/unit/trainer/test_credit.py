@@ -100,7 +100,7 @@ def test_the_population_baseline_of_each_modality_by_hand() -> None:
 
 
 def test_each_pathway_and_step_has_a_slope_of_its_own() -> None:
-    """A score of 1 means a reward of 2 on one, 1 on the other; a screen that moves begins without a slope."""
+    """A score of 1 means a reward of 2 on one, 1 on the other; a screen that was not measured begins without one."""
     rewards = [Reward(0.75, fixed={}), Reward(0.25, fixed={})]
     one = group(rewards, ENSEMBLE, scores=(0.4, 0.8, 0.3))  # the kept ones score .1 above all
     visual = replace(one.previews, task=replace(one.previews.task, pathway="visual"))
@@ -113,6 +113,20 @@ def test_each_pathway_and_step_has_a_slope_of_its_own() -> None:
     first = Slope().update([0.4, 0.8], [0.75, 0.25])
     assert after["text", "visual", 0] == after["text", "textual", 2] == first
     assert after["text", "textual", 0] == first.update([0.4, 0.8], [0.75, 0.25])
+
+
+def test_a_measured_group_gives_every_step_a_slope() -> None:
+    """It is scored at all steps, so the first group after a move has a slope of all its finished rollouts."""
+    rewards = [Reward(value, fixed={"tier": 0.25}) for value in (0.75, 0.25, 0.5)]
+    one = group(rewards, ENSEMBLE)
+    foretold = {0: (0.4, 0.8, 0.3), 2: (0.1, None, 0.5)}
+    after = update_reward_slopes({}, [replace(one, previews=replace(one.previews, step=2, foretold=foretold))])
+    assert after == {
+        ("text", "textual", 0): Slope().update([0.4, 0.8, 0.3], [0.75, 0.25, 0.5]),
+        ("text", "textual", 2): Slope().update([0.1, None, 0.5], [0.75, 0.25, 0.5]),
+        ("image", "textual", 0): Slope().update([0.4, 0.8, 0.3], [0.5, 0.0, 0.25]),
+        ("image", "textual", 2): Slope().update([0.1, None, 0.5], [0.5, 0.0, 0.25]),
+    }
 
 
 scores_of = st.lists(st.tuples(*[st.integers(-8, 8).map(lambda n: n / 8)] * 3), min_size=3, max_size=6)

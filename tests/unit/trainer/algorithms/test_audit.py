@@ -140,6 +140,31 @@ def test_the_counts_of_an_audit_by_hand() -> None:
     assert Audit().false_rejections is Audit().signal is Audit().steps_saved is None
 
 
+def test_false_rejections_of_both_tails_by_hand() -> None:
+    """Two of six are kept, both .1 from their mean of .4; .1, .9, .55 and .65 are further from it."""
+    reward = [0.5, 0.3, 0.1, 0.9, 0.55, 0.65]
+    seen = observed([0.9, 0.0, 0.4, 0.5, 0.6, 0.7], reward, (0, 1), range(6))
+    found = Audit().add([0.9, 0.0, 0.4, 0.5, 0.6, 0.7], (0, 1), seen, population=True, both_tails=True)
+    assert (found.rejected, found.missed, found.false_rejections) == (4, 4, 1.0)
+    one_tail = Audit().add([0.9, 0.0, 0.4, 0.5, 0.6, 0.7], (0, 1), seen, population=True)
+    assert one_tail.false_rejections == 0.75, ".9, .55 and .65 are above the kept ones' median, .4"
+
+
+def test_false_rejections_of_both_tails_agree_at_every_share() -> None:
+    """A choice at random. The kept ones are nearer to their own mean, by sqrt(8/9), the others further, sqrt(10/9):
+    2 (1 - Phi(.674 sqrt(8/10))) = .546 of them are further than the median."""
+    rng = np.random.default_rng(0)
+    for share in (1.0, 0.2):
+        found = Audit()
+        for _ in range(400):
+            score, reward = rng.normal(size=(2, 18)).tolist()
+            kept = best_and_worst(score, 9).indices
+            audited = [i for i in range(18) if i not in kept and rng.random() < share]
+            seen = observed(score, reward, kept, audited, share)
+            found = found.add(score, kept, seen, population=True, both_tails=True)
+        assert found.false_rejections == pytest.approx(0.546, abs=0.04)
+
+
 def test_the_ranks_of_a_partial_audit_by_hand() -> None:
     """Scores are ranked among all four previews, rewards among the three observed, of which the last counts twice."""
     x, y = [0.9, 0.7, 0.1, 0.4], [0.5, 0.9, 0.3, 0.0]

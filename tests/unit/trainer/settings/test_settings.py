@@ -43,11 +43,11 @@ def test_defaults_are_table_4_of_the_paper(settings_from: Make) -> None:
     sampler = settings.policy.sampler
     assert (sampler.guidance_scale, sampler.denoising_steps, settings.screening_step) == (5.0, 50, 10)
     named = settings_from("[trainer.screen]\nthreshold = 'quantile'\n").screen
-    assert (named.select, named.target_pass_rate, named.audit) == ("first_above", 0.25, 0.0)
+    assert (named.select, named.target_pass_rate, named.audit) == ("first_above", 0.25, 0.1)
 
 
 def test_auto_is_the_screen_unless_a_rule_is_named(settings_from: Make) -> None:
-    """A threshold names the rule that has one; the other rules have none."""
+    """A threshold names the rule that has one; the other rules have none. Those that reject previews are audited."""
     screens = {
         text: settings_from(f"[trainer.screen]\n{text}\n[trainer.loss]\nbaseline = 'population'\n").screen
         for text in ("", "threshold = 'none'", "select = 'best_and_worst'", "select = 'extremes'", "audit = 0.5")
@@ -55,7 +55,7 @@ def test_auto_is_the_screen_unless_a_rule_is_named(settings_from: Make) -> None:
     assert [(one.select, one.threshold, one.audit) for one in screens.values()] == [
         ("auto", "none", 0.2),
         ("first_above", "none", 0.0),
-        ("best_and_worst", "none", 0.0),
+        ("best_and_worst", "none", 0.1),
         ("extremes", "none", 0.0),
         ("auto", "none", 0.5),
     ]
