@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +267,15 @@ def test_without_pathways_the_same_prompts_are_drawn_as_they_are() -> None:
 def test_an_empty_pool_is_named(prompts: list[Prompt], share: float, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         SyncR1Tasks(prompts, {"<bo>": BO}, REWARD, (0,), 1, share)
+
+
+def test_a_concept_with_a_single_answer_is_refused() -> None:
+    """Every reward of TIER would be the same; without the visual pathway nothing is asked about the images."""
+    alike = replace(BO, answers=(("q", "a"), ("q2", "a")))
+    with pytest.raises(SettingsError, match=r'<bo>: .* one answer, .*conversations\.json.* \["textual"\]'):
+        SyncR1Tasks(EVERY, {"<bo>": alike}, REWARD, (0,))
+    assert SyncR1Tasks(EVERY, {"<bo>": alike}, REWARD, (0,), 1, 0.0, ("textual",)).tasks(0)
+    assert SyncR1Tasks(EVERY, {"<bo>": replace(alike, others=("b",))}, REWARD, (0,)).tasks(0)
 
 
 @pytest.mark.parametrize("aggregation", ["sum", "gdpo"])

@@ -22,6 +22,7 @@ from tests.unit.trainer.reward_services import WIRE
 from trainer.data.concepts import read_concepts
 from trainer.data.prompts import read_concept_prompts
 from trainer.data.source import SyncR1Tasks
+from trainer.evaluate.compare import right
 from trainer.personalize import pairs, prepare, templates
 from trainer.personalize.folder import read_folder
 from trainer.personalize.prompts import prompt_lines
@@ -139,6 +140,28 @@ def test_prompts_train_sync_grpo_on_every_fact(run: Prepare, photos: Path, capsy
     assert train[0].resolved == "A photo of an otter."
     tasks = SyncR1Tasks(train, concepts, RewardSpec(ensemble="sync_r1"), (0,), 6).tasks(0)
     assert {task.pathway for task in tasks} == {"visual", "textual"}
+
+
+def test_answers_of_a_prepared_folder_differ(run: Prepare, photos: Path) -> None:
+    """All questions about its photographs have one answer; the wrong ones are answers to other questions."""
+    assert run() == 0
+    concepts = read_concepts(photos)
+    prompts = read_concept_prompts(photos / "prompts.jsonl", concepts)
+    source = SyncR1Tasks(prompts, concepts, RewardSpec(ensemble="sync_r1"), (0,), 40, 0.0, ("visual",))
+    orders = set()
+    for task in source.tasks(0):
+        truth = dict(zip(task.segments, task.truth, strict=True))
+        assert len(truth) == len(task.segments), "no segment is there twice"
+        assert [segment for segment, value in truth.items() if value] == ["<bo> is brown."]
+        assert "<bo> is an otter." in truth
+        assert right("<bo> is brown.", task.segments, task.truth) is True
+        assert right("<bo> likes tea.", task.segments, task.truth) is False
+        orders.add(task.segments)
+    assert len(orders) > 10
+    asked = [(pair, concepts["<bo>"].image_of(i)) for i, pair in enumerate(concepts["<bo>"].answers)]
+    talks = json.loads((photos / prepare.TALKS).read_text())
+    for (query, answer), image in asked:
+        assert {"query": query, "answer": answer} in talks[f"{image}.png"]
 
 
 def test_held_out_facts_are_in_no_file_of_training(run: Prepare, photos: Path) -> None:
