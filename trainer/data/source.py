@@ -13,7 +13,7 @@ from synod.errors import SettingsError
 from trainer.data.concepts import read_concepts, without_held_out
 from trainer.data.lines import read_lines
 from trainer.data.prompts import read_concept_prompts, read_prompts
-from trainer.personalize.records import load_image
+from trainer.personalize.records import load_image, notify_unnamed
 from trainer.rewards.served import Wanted
 from trainer.scenarios import asked_task, edit_task, make_task, question_task, reflection_task
 from trainer.settings import (
@@ -123,6 +123,8 @@ def _source(
     prompts = read_concept_prompts(path, concepts)
     if trains:
         concepts, prompts = without_held_out(concepts, prompts, path)
+        for name, profile in concepts.items() if "visual" in data.pathways else ():
+            notify_unnamed(name, [query for query, _ in profile.answers], data.concepts, log)
     mix = data.geneval_share, data.pathways, data.template
     return SyncR1Tasks(prompts, concepts, _spec(rewards), (seed,), count, *mix)
 

@@ -145,6 +145,15 @@ class ConceptRecord:
         return self.concept.class_word
 
 
+def notify_unnamed(name: str, questions: Sequence[str], where: Path, log: Callable[[str], None]) -> None:
+    """Send `log` one line about the questions that do not name the concept, if there are any: they read no token."""
+    if unnamed := [one for one in questions if name not in one]:
+        log(
+            f"{where}: {len(unnamed)} of {len(questions)} questions do not name {name}, such as {unnamed[0]!r}: the "
+            f"policy reads no token of {name} with them, and cannot know whom they are about; write {name} into them"
+        )
+
+
 def images_in(folder: Path) -> tuple[Path, ...]:
     """Return the image files of a folder, "2.png" before "10.png"; hidden files and masks (N_mask.png) are not images.
 

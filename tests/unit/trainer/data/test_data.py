@@ -89,6 +89,7 @@ def test_concepts_and_prompts_are_read(world_dir: Path) -> None:
         ('{"prompt": "x", "concept": "<bo>"}', ".tag: missing"),
         ('{"tag": "plain", "prompt": " ", "concept": "<bo>"}', "the prompt is empty"),
         ('{"tag": "plain", "prompt": "x", "concept": "<rex>"}', "unknown concept '<rex>'; give one of <bo>"),
+        ('{"tag": "plain", "prompt": "a dog", "concept": "<bo>"}', "the prompt does not name <bo>"),
         ('{"tag": "plain", "prompt": "x"}', ".include: missing"),
         ('{"tag": "plain", "prompt": "x", "consept": "<bo>"}', ".consept: unknown key"),
         ('{"tag": "plain", "prompt": "x", "concept": "<bo>", "fact": 2}', ".fact: 2; give a whole number from 0 to 1"),
@@ -267,6 +268,15 @@ def test_without_pathways_the_same_prompts_are_drawn_as_they_are() -> None:
 def test_an_empty_pool_is_named(prompts: list[Prompt], share: float, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         SyncR1Tasks(prompts, {"<bo>": BO}, REWARD, (0,), 1, share)
+
+
+def test_questions_without_the_name_are_reported(settings_from: Callable[..., TrainerSettings]) -> None:
+    said: list[str] = []
+    training_tasks(settings_from(), said.append)
+    assert len(said) == 1
+    assert "1 of 2 questions do not name <bo>, such as 'which color?'" in said[0]
+    training_tasks(settings_from(DATA__PATHWAYS='["textual"]'), said.append)
+    assert len(said) == 1, "that pathway asks none of them"
 
 
 def test_a_concept_with_a_single_answer_is_refused() -> None:
