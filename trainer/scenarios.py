@@ -46,7 +46,8 @@ def make_task(
 
     textual  the query, by `template`, lists the facts in an order drawn from `rng`, without an image; `truth` marks the
              fact that the prompt hints at, and is 0 everywhere if it hints at none (then an empty answer is right)
-    visual   a stored (query, answer) and an image are drawn from `rng`; the segments are all stored answers in a random
+    visual   a stored (query, answer) is drawn from `rng`, and asked about its image, or about any if it holds of all.
+             The segments are the distinct answers that hold of that image (`ConceptProfile.segments_of`) in a random
              order, and `truth` marks the asked one. The paper leaves this pathway's segments open (eq. 30)
     none     no query; the prompt may be about a concept
 
@@ -68,12 +69,16 @@ def make_task(
     if not profile.answers or not profile.images:
         counts = f"{len(profile.answers)} answers and {len(profile.images)} images"
         raise ValueError(f"{prompt.concept} has {counts}; give at least one of each")
-    order = rng.permutation(len(profile.answers))
+    texts = (*(answer for _, answer in profile.answers), *profile.others)
+    order = rng.permutation(len(texts))
     asked = int(rng.integers(len(profile.answers)))
-    image = profile.images[int(rng.integers(len(profile.images)))]
-    answers = tuple(profile.answers[i][1] for i in order)
-    truth = tuple(float(i == asked) for i in order)
-    return Task(key, pathway, prompt, reward, profile, Query(profile.answers[asked][0], image), answers, truth)
+    own = profile.image_of(asked)
+    image = int(rng.integers(len(profile.images))) if own is None else own
+    question, right = profile.answers[asked]
+    found = profile.segments_of(image)
+    segments = tuple(dict.fromkeys(texts[i] for i in order if texts[i] in found))
+    truth = tuple(float(one == right) for one in segments)
+    return Task(key, pathway, prompt, reward, profile, Query(question, profile.images[image]), segments, truth)
 
 
 def surrogate_item(task: Task, image: Pixels) -> ScoreItem:

@@ -112,9 +112,11 @@ class Line(Prompt):
 class ConceptProfile:
     """A personalised concept: its contract record, a description, and its images uint8 [H W 3].
 
-    answers  (query, answer) pairs about the images, for visual instruct reasoning
+    answers  (query, answer) pairs about the images, for visual instruct reasoning; `about` has the index of the image
+             of each pair, None for one that holds of every image, and is empty if all do
     facts    information that the images do not show, for textual attribute reasoning; `heldout` marks those that
              training leaves out, and is empty or as long
+    others   answers to questions without an image
     """
 
     concept: Concept
@@ -123,6 +125,18 @@ class ConceptProfile:
     facts: tuple[str, ...]
     images: tuple[Pixels, ...]
     heldout: tuple[bool, ...] = ()
+    about: tuple[int | None, ...] = ()
+    others: tuple[str, ...] = ()
+
+    def image_of(self, pair: int) -> int | None:
+        """Return the index of the image that a pair of `answers` is about; None: it holds of every image."""
+        return self.about[pair] if self.about else None
+
+    def segments_of(self, image: int) -> tuple[str, ...]:
+        """Return the distinct answers that hold of an image, by its index; if fewer than two do, `others` as well."""
+        pairs = enumerate(self.answers)
+        own = dict.fromkeys(answer for i, (_, answer) in pairs if self.image_of(i) in (None, image))
+        return tuple(own) if len(own) > 1 else tuple(own | dict.fromkeys(self.others))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -31,9 +31,23 @@ def _profile(record: ConceptRecord) -> ConceptProfile:
         missing = record.folder / "conversations.json"
         raise SettingsError(f"{missing}: No such file, or an empty one; `synod personalize prepare` writes it")
     about_images = [one for one in record.taught if one.image is not None]  # UnifyBench's form separates them
-    answers = dict.fromkeys((one.text, one.answer) for one in about_images or record.taught)
-    images = tuple(map(load_image, record.train))
-    return ConceptProfile(record.concept, record.info, tuple(answers), record.facts, images, record.heldout)
+    others = [one.answer for one in record.taught if one.image is None] if about_images else []
+    asked: dict[tuple[str, str], dict[int | None, None]] = {}  # the images of each pair
+    for one in about_images or record.taught:
+        of = None if one.image is None else record.train.index(one.image)
+        asked.setdefault((one.text, one.answer), {})[of] = None
+    everywhere = len(record.train)
+    pairs = [(pair, of) for pair, found in asked.items() for of in ([None] if len(found) == everywhere else found)]
+    return ConceptProfile(
+        record.concept,
+        record.info,
+        tuple(pair for pair, _ in pairs),
+        record.facts,
+        tuple(map(load_image, record.train)),
+        record.heldout,
+        tuple(of for _, of in pairs),
+        tuple(dict.fromkeys(others)),
+    )
 
 
 def without_held_out(

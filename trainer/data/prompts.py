@@ -106,8 +106,8 @@ def read_concept_prompts(path: Path, concepts: Mapping[str, ConceptProfile]) -> 
     """Return the prompts of a JSONL file about concepts.
 
     A line is GenEval's metadata ({tag, include, exclude, prompt}), or {tag, prompt, concept} with `resolved` (what a
-    vague prompt means) and `fact` (the index of the fact that it hints at). Raises SettingsError, which names file,
-    line and mistake.
+    vague prompt means) and `fact` (the index of the fact that it hints at), whose prompt names the concept. Raises
+    SettingsError, which names file, line and mistake.
     """
     prompts = tuple(_concept_prompt(json_node(line, f"{path}:{n}"), concepts) for n, line in numbered(path))
     if not prompts:
@@ -126,7 +126,12 @@ def _concept_prompt(node: Node, concepts: Mapping[str, ConceptProfile]) -> Promp
     if name not in concepts:
         raise node.error(f"unknown concept {name!r}; give one of {', '.join(sorted(concepts))}")
     last = len(concepts[name].facts) - 1
-    return Prompt(text, tag, name, of.get("resolved", Node.text), of.get("fact", lambda fact: fact.integer(0, last)))
+    resolved, fact = of.get("resolved", Node.text), of.get("fact", lambda fact: fact.integer(0, last))
+    if name not in text:
+        raise node.error(
+            f"the prompt does not name {name}, so it would be drawn without its tokens; write {name} into it"
+        )
+    return Prompt(text, tag, name, resolved, fact)
 
 
 def geneval_of(node: Node) -> GenEvalMetadata:

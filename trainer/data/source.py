@@ -13,7 +13,7 @@ from synod.errors import SettingsError
 from trainer.data.concepts import read_concepts, without_held_out
 from trainer.data.lines import read_lines
 from trainer.data.prompts import read_concept_prompts, read_prompts
-from trainer.personalize.records import load_image
+from trainer.personalize.records import load_image, notify_unnamed
 from trainer.rewards.served import Wanted
 from trainer.scenarios import asked_task, edit_task, make_task, question_task, reflection_task
 from trainer.settings import (
@@ -123,6 +123,8 @@ def _source(
     prompts = read_concept_prompts(path, concepts)
     if trains:
         concepts, prompts = without_held_out(concepts, prompts, path)
+        for name, profile in concepts.items() if "visual" in data.pathways else ():
+            notify_unnamed(name, [query for query, _ in profile.answers], data.concepts, log)
     mix = data.geneval_share, data.pathways, data.template
     return SyncR1Tasks(prompts, concepts, _spec(rewards), (seed,), count, *mix)
 
@@ -198,7 +200,7 @@ class SyncR1Tasks:
     prompts are those of both in the same order, drawn without reasoning. `geneval_share` of all prompts are GenEval's,
     in rounds of one prompt of each tag, rewarded by GenEval's scorer; `reward` is that of the concept prompts, whatever
     their pathway. Each pool is shuffled for every pass over it. `seed` is the key of the random numbers. Raises
-    SettingsError if a needed pool is empty.
+    SettingsError if a needed pool is empty, and for a concept of the visual pathway whose images have one answer alone.
     """
 
     prompts: Sequence[Prompt]
@@ -221,6 +223,9 @@ class SyncR1Tasks:
                 f"no prompt {' and none '.join(empty)} among {len(self.prompts)}, with geneval_share "
                 f"{self.geneval_share:g} and pathways {list(self.pathways)}; add some, or change the share or pathways"
             )
+        if "visual" in self.pathways and self._millionths < _MILLION:
+            for name in dict.fromkeys(prompt.concept for prompt in self._pool("visual") if prompt.concept is not None):
+                _check_answers(self.concepts[name])
 
     def tasks(self, step: int) -> list[Task]:
         first = step * self.prompts_per_step
@@ -280,6 +285,17 @@ class SyncR1Tasks:
 
     def _rng(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng([*self.seed, *stream])
+
+
+def _check_answers(profile: ConceptProfile) -> None:
+    """Raise SettingsError if questions about an image of the concept would have one segment, the right answer."""
+    asked = {profile.image_of(pair) for pair in range(len(profile.answers))}
+    if any(asked & {None, image} and len(profile.segments_of(image)) == 1 for image in range(len(profile.images))):
+        raise SettingsError(
+            f"{profile.concept.token}: all questions about an image have one answer, and there is no other, so TIER "
+            "cannot distinguish answers; add questions with other answers to its conversations.json, or set "
+            '[trainer.data] pathways = ["textual"]'
+        )
 
 
 def _pick(pool: Sequence[Prompt], index: int, stream: tuple[int, ...]) -> Prompt:

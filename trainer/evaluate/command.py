@@ -204,6 +204,12 @@ def _draw_and_score(
 
     with ranks.together():
         drawer = Drawer(policy)
+    unknown = drawer.unknown_names([prompt.text for prompt in benchmark.prompts]) if ranks.is_first else []
+    if unknown:
+        show.notify(
+            f"the policy has no token for {', '.join(unknown)}, and reads each as several pieces of words; name the "
+            "concepts in [trainer.policy] concepts, and give that settings TOML as POLICY"
+        )
     ranks.check_equal(drawer.digest, "digest of the weights; give the same model on every machine")
     with ranks.together():
         if ranks.is_first:

@@ -93,16 +93,18 @@ def right(answer: str, segments: Sequence[str], truth: Sequence[float]) -> bool 
     """Return whether the answer names a true segment and no false one; None without segments.
 
     If no segment is true, only an empty answer is right. A segment is named if its words occur in the answer in order
-    and next to each other; case and punctuation do not count, nor does a segment inside a longer named one. This is
-    strict: a paraphrase is wrong. TIER grades paraphrases, but its arg-max would accept "a blue hat" for "a red hat"
-    if no other segment has a hat.
+    and next to each other; case and punctuation do not count, nor does a segment inside a longer named one. A segment
+    that is there twice is true if one of them is. This is strict: a paraphrase is wrong. TIER grades paraphrases, but
+    its arg-max would accept "a blue hat" for "a red hat" if no other segment has a hat.
     """
     if not segments:
         return None
     said = _words(answer)
     if not any(truth):
         return not said
-    of = {_words(segment): value > 0 for segment, value in zip(segments, truth, strict=True)}
+    of: dict[tuple[str, ...], bool] = {}
+    for segment, value in zip(segments, truth, strict=True):
+        of[_words(segment)] = of.get(_words(segment), False) or value > 0
     named = [words for words in of if _inside(words, said)]
     longest = [words for words in named if not any(words != other and _inside(words, other) for other in named)]
     return bool(longest) and all(of[words] for words in longest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -43,6 +44,13 @@ class Drawer:
             return self._policy.images(self._policy.denoise(begun, self._policy.image_steps))
 
     draw = __call__
+
+    def unknown_names(self, prompts: Sequence[str]) -> list[str]:
+        """Return the words `<...>` of prompts for which the policy has no token: it reads each as several pieces."""
+        if not isinstance(self._policy, ShowO):
+            return []
+        names = dict.fromkeys(name for prompt in prompts for name in re.findall(r"<[^<>|\s]+>", prompt))
+        return self._policy.vocab.split(names)
 
     def answer(self, queries: Sequence[Query], seeds: Sequence[Seed]) -> list[str]:
         """Return a reply to each query. Raises SettingsError for a policy that only draws."""

@@ -85,15 +85,15 @@ def _personalize(options: argparse.Namespace) -> int:
 
 def _import(options: argparse.Namespace) -> int:
     from trainer.personalize import files
-    from trainer.personalize.tokens import base_digest, insert
+    from trainer.personalize.tokens import base_digest, insert, vq_digest
     from trainer.policy.show_o.loading import load
 
     policy = load(options.base, vq=options.vq)
-    base, width = base_digest(policy), policy.config.phi.hidden_size
+    base, vq, width = base_digest(policy), vq_digest(policy), policy.config.phi.hidden_size
     if (options.source / files.CONCEPT).exists():
         info, rows = files.load_concept(options.source)
-        files.check_base(options.source, info, base, force_base=options.force_base)
-        info, found = files.with_base(info, base), "a concept directory"
+        files.check_base(options.source, info, base, vq, force_base=options.force_base)
+        found = "a concept directory"
     else:
         needed = {"--name": options.name, "--class": options.word, "--kind": options.kind}
         if missing := [name for name, value in needed.items() if value is None]:
@@ -102,7 +102,7 @@ def _import(options: argparse.Namespace) -> int:
             options.source, options.name, options.word, options.kind, base, width=width, counts=options.tokens
         )
     insert(policy, info.tokens, rows)  # refuses what the model cannot use
-    files.save_concept(options.out, info, rows)
+    files.save_concept(options.out, files.with_base(info, base, vq), rows)
     print(f"{info.tokens.name}: {found}; wrote {options.out}")
     return 0
 

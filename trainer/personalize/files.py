@@ -1,8 +1,9 @@
 """Concept files: a directory of rows.safetensors and concept.json, and the three .pt files of the authors' code.
 
 rows.safetensors  embed [R D], head_weight [R D], head_bias [R], in the order of `ConceptTokens`
-concept.json      {name, class, kind, shared, generation, understanding, width, base}; `base` is the digest of the
-                  model that the rows were trained on (`base_digest`)
+concept.json      {name, class, kind, shared, generation, understanding, width, base, image_tokenizer}; the last two
+                  are digests of the model that the rows were trained on (`base_digest`) and of its image tokenizer
+                  (`vq_digest`), which older files lack
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from synod.errors import SettingsError
 from synod.reader import Node
 from trainer.data.files import hint, json_node, text
 from trainer.images import write_whole
-from trainer.personalize.tokens import Rows, base_digest, insert, rows_of
+from trainer.personalize.tokens import Rows, base_digest, insert, rows_of, vq_digest
 from trainer.policy.base import Policy
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import ConceptTokens
@@ -37,12 +38,16 @@ _KEYS: Final = ("embed", "head_weight", "head_bias")
 
 @dataclass(frozen=True, slots=True)
 class ConceptInfo:
-    """What concept.json says: the tokens, the class and kind of the concept, and the model of its rows."""
+    """What concept.json says: the tokens, the class and kind of the concept, and the model of its rows.
+
+    vq  the digest of the model's image tokenizer; None: not known
+    """
 
     tokens: ConceptTokens
     class_word: str
     kind: ConceptKind
     base: str
+    vq: str | None = None
 
 
 def save_concept(directory: Path, info: ConceptInfo, rows: Rows) -> None:
@@ -55,6 +60,7 @@ def save_concept(directory: Path, info: ConceptInfo, rows: Rows) -> None:
         "kind": info.kind,
         "width": rows.embed_RD.shape[1],
         "base": info.base,
+        **({} if info.vq is None else {"image_tokenizer": info.vq}),
     }
     write_whole(directory / CONCEPT, (json.dumps(document, indent=2) + "\n").encode())
 
@@ -80,7 +86,7 @@ def load_into(policy: ShowO, directory: Path, *, force_base: bool = False) -> Co
     Raises SettingsError also for rows of another base model, unless `force_base`.
     """
     info, rows = load_concept(directory)
-    check_base(directory, info, base_digest(policy), force_base=force_base)
+    check_base(directory, info, base_digest(policy), vq_digest(policy), force_base=force_base)
     insert(policy, info.tokens, rows)
     return info
 
@@ -94,18 +100,20 @@ def save_concepts(policy: Policy, settings: PolicySettings, directory: Path) -> 
         save_concept(directory / info.tokens.name.strip("<>"), info, rows_of(policy, info.tokens.name))
 
 
-def with_base(info: ConceptInfo, base: str) -> ConceptInfo:
-    """Return the concept as one of the model of digest `base`."""
-    return replace(info, base=base)
+def with_base(info: ConceptInfo, base: str, vq: str) -> ConceptInfo:
+    """Return the concept as one of the model of digest `base`, whose image tokenizer has the digest `vq`."""
+    return replace(info, base=base, vq=vq)
 
 
-def check_base(directory: Path, info: ConceptInfo, base: str, *, force_base: bool) -> None:
-    """Raise SettingsError if the concept's rows were trained on another model than that of digest `base`."""
-    if info.base != base and not force_base:
+def check_base(directory: Path, info: ConceptInfo, base: str, vq: str, *, force_base: bool) -> None:
+    """Raise SettingsError if the concept's rows were trained on a model or image tokenizer of another digest."""
+    pairs = (("model", info.base, base), ("image tokenizer", info.vq or vq, vq))
+    others = [f"the {what} of digest {own[:12]}, but this one has {now[:12]}" for what, own, now in pairs if own != now]
+    if others and not force_base:
         raise SettingsError(
-            f"{directory}: the rows of {info.tokens.name} were trained on the model of digest {info.base[:12]}, but "
-            f"this one has {base[:12]}; give that model, train the concept on this one, or give --force-base (for a "
-            f"policy: `synod personalize import {directory} COPY --base MODEL --force-base`)"
+            f"{directory}: the rows of {info.tokens.name} were trained on {'; and on '.join(others)}; give that model, "
+            "train the concept on this one, or give --force-base (for a policy: "
+            f"`synod personalize import {directory} COPY --base MODEL --force-base`)"
         )
 
 
@@ -113,11 +121,12 @@ def check_base(directory: Path, info: ConceptInfo, base: str, *, force_base: boo
 def _info(directory: Path) -> tuple[ConceptInfo, int]:
     path = directory / CONCEPT
     of = json_node(text(path), str(path))
-    of = of.fields("name", "shared", "generation", "understanding", "class", "kind", "width", "base")
+    of = of.fields("name", "shared", "generation", "understanding", "class", "kind", "width", "base", "image_tokenizer")
     counts = [of.need(key, lambda node: node.integer(0)) for key in ("shared", "generation", "understanding")]
     tokens = ConceptTokens(of.need("name", Node.text), *counts)
     kind = of.need("kind", lambda node: node.choice(CONCEPT_KINDS))
-    info = ConceptInfo(tokens, of.need("class", Node.text), kind, of.need("base", Node.text))
+    digests = of.need("base", Node.text), of.get("image_tokenizer", Node.text)
+    info = ConceptInfo(tokens, of.need("class", Node.text), kind, *digests)
     return info, of.need("width", lambda node: node.integer(1))
 
 

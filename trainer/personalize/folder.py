@@ -29,6 +29,7 @@ from trainer.personalize.records import (
     IMAGE_SUFFIXES,
     ConceptPrompt,
     ConceptRecord,
+    Plus,
     Question,
     held_out_negatives,
     images_in,
@@ -36,6 +37,7 @@ from trainer.personalize.records import (
 from trainer.personalize.templates import RECOGNITION
 
 PLAIN: Final = "a photo of {}"
+PURE_FILES: Final = ("pure_generation.json", "prompts_to_eval.json")
 _HINT: Final = "See embedded/data/unify and embedded/data/concepts for examples"
 _KEYS: Final = ("name", "kind", "class", "info", "extra_info", "heldout", "conversation_type", "generation_type")
 _GENERATION: Final[Mapping[str, ConceptKind]] = {"object": "object", "live_subject": "animal"}
@@ -74,15 +76,15 @@ def read_names(root: Path) -> list[str]:
 
 
 @hint(_HINT)
-def read_concept(folder: Path) -> ConceptRecord:
-    """Return the concept of one folder. Raises SettingsError."""
+def read_concept(folder: Path, *, without_plus: bool = False) -> ConceptRecord:
+    """Return the concept of one folder, if wanted without reading plus.json. Raises SettingsError."""
     info = _info(folder).fields(*_KEYS)
     train = images_in(folder / "train") if (folder / "train").is_dir() else images_in(folder)
     if not train:
         raise SettingsError(f"{folder / 'train'}: no images; give at least one file of {', '.join(IMAGE_SUFFIXES)}")
     random = images_in(folder / "random_images")
     shared = {"pure": _pure_file(folder)}
-    return _record(folder, folder / "test", info, _name(info, folder), train, random, shared)
+    return _record(folder, folder / "test", info, _name(info, folder), train, random, shared, without_plus=without_plus)
 
 
 @hint(_HINT)
@@ -108,6 +110,8 @@ def _record(
     train: tuple[Path, ...],
     random: tuple[Path, ...],
     shared: Mapping[str, Node | None],
+    *,
+    without_plus: bool = False,
 ) -> ConceptRecord:
     kind, facts = _kind(info), info.get("extra_info", each(_fact)) or ()
     heldout = info.get("heldout", each(Node.boolean)) or ()
@@ -136,7 +140,7 @@ def _record(
             *_pure(shared.get("pure"), kind, info, name),
             *_conditions(_json(test / "t2i_conditions.json"), name, facts, heldout),
         ),
-        read_plus(folder / "plus.json", name, facts, heldout),
+        Plus() if without_plus else read_plus(folder / "plus.json", name, facts, heldout),
         hard_test,
         random_test,
     )
@@ -224,7 +228,7 @@ def _test_questions(test: Path) -> tuple[Question, ...]:
 
 
 def _pure_file(root: Path) -> Node | None:
-    return _json(root / "pure_generation.json") or _json(root / "prompts_to_eval.json")
+    return next((node for name in PURE_FILES if (node := _json(root / name)) is not None), None)
 
 
 def _pure(node: Node | None, kind: ConceptKind, info: Node, name: str) -> tuple[ConceptPrompt, ...]:

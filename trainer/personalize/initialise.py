@@ -33,6 +33,11 @@ REGION_PROMPTS: Final = {"person": "A photo of {}'s face in detail."}
 REGION_PROMPT: Final = "A photo of {} in the middle of the photo."
 
 
+def region_prompt(given: str | None, kind: str, name: str) -> str:
+    """Return the prompt of the images that stage 3 draws: the given one, else the public one of the concept's kind."""
+    return (given or REGION_PROMPTS.get(kind, REGION_PROMPT)).format(name)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
     """The positions of a drawn image that start the tokens of stage 3.

@@ -5,17 +5,26 @@
      "dense_reasoning": [{"passage", "question", "answer", "points": [..]}],
      "dense_generation": [{"prompt", "resolved"}]}
 
-Each fact is one of info.json's extra_info, and no fact and no prompt is in both splits. Prompts name the concept.
+Each fact is one of info.json's extra_info, and no fact and no prompt is in both splits. Prompts name the concept. A
+file with the key GENERATED is from `synod personalize prepare`, which writes it again after info.json has changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
-from synod.reader import Node, each
+from synod.reader import Node, each, is_object
 from trainer.data.files import hint, json_node, text
 from trainer.personalize.records import SPLITS, Fact, Passage, Plus
+
+GENERATED: Final = "generated_by"
+
+
+def is_generated(path: Path) -> bool:
+    """Return whether a file is there that `synod personalize prepare` has written. Raises SettingsError."""
+    return path.exists() and is_object(tree := json_node(text(path), str(path)).value) and GENERATED in tree
 
 
 @hint("trainer/personalize/plus.py has the schema")
@@ -27,7 +36,7 @@ def read_plus(path: Path, name: str, facts: Sequence[str], heldout: Sequence[boo
     """
     if not path.exists():
         return Plus()
-    of = json_node(text(path), str(path)).fields("facts", "dense", "dense_reasoning", "dense_generation")
+    of = json_node(text(path), str(path)).fields("facts", "dense", "dense_reasoning", "dense_generation", GENERATED)
     known = of.get("facts", each(lambda node: _fact(node, name, facts))) or ()
     held = {fact for fact, is_held in zip(facts, heldout, strict=False) if is_held}
     if wrong := [i for i, fact in enumerate(known) if fact.split == "train" and fact.text in held]:

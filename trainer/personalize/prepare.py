@@ -7,6 +7,8 @@ FOLDER
     positive_recognitions.json, random_recognitions.json   [{query, answer}]: the same questions, answered yes and no
     conversations.json     {photograph | "text_only": [{query, answer}]}, from info and extra_info, and by --judge
     prompts.jsonl, prompts_heldout.jsonl    prompts for [trainer.data] prompts and heldout (task = "sync_r1")
+    pure_generation.json   scenes for `synod evaluate --suite unify`, if there are none yet
+    plus.json              if info.json holds facts out: these prompts' hints for `synod evaluate --suite unify_pp`
     random_images/         copies of some images of --random
     negative_example/      the images of --pool that look most like the photographs, and scores.json
 
@@ -25,7 +27,7 @@ from typing import Any, Final
 import numpy as np
 
 from synod.client import SynodClient
-from synod.contracts import Score, ScoreRequest
+from synod.contracts import CONCEPT_KINDS, Score, ScoreRequest
 from synod.digest import digest_of
 from synod.errors import SettingsError, SynodError
 from synod.scoring import show
@@ -33,15 +35,17 @@ from synod.scoring.inputs import Source
 from synod.scoring.run import score_all
 from trainer.images import write_whole
 from trainer.personalize import templates
-from trainer.personalize.folder import read_concept
+from trainer.personalize.folder import PURE_FILES, read_concept
 from trainer.personalize.pairs import Endpoint, NotWritten, Pair, written_pairs
-from trainer.personalize.prompts import prompt_lines
+from trainer.personalize.plus import GENERATED, is_generated
+from trainer.personalize.prompts import plus_facts, prompt_lines
 from trainer.personalize.records import ConceptRecord, Split, images_in, load_photos
 
 URL: Final = "http://127.0.0.1:8000"
 MAX_REFERENCES: Final = 16  # of an item; the service refuses more
 TIMEOUT_S: Final = 600.0  # of a request of 32 photographs
 POSITIVE, NEGATIVE, TALKS = "positive_recognitions.json", "random_recognitions.json", "conversations.json"
+PURE, PLUS = "pure_generation.json", "plus.json"
 PROMPTS: Final[Mapping[str, Split]] = {"prompts.jsonl": "train", "prompts_heldout.jsonl": "test"}
 RANDOM, HARD, SCORES = "random_images", "negative_example", "scores.json"
 EXAMPLES: Final = """examples:
@@ -75,16 +79,24 @@ def prepare(options: argparse.Namespace) -> list[str]:
     Raises SettingsError, and the SynodError of a service that fails.
     """
     folder: Path = options.folder
-    record = read_concept(folder)
+    record = read_concept(folder, without_plus=is_generated(folder / PLUS))  # it follows from info.json, as it is now
     photos = [path for path, _ in load_photos(record, show.notify, skip_bad=options.skip_bad)]
     endpoint = _endpoint(options)
     texts = {POSITIVE: _recognition(record, templates.YES), NEGATIVE: _recognition(record, templates.NO)}
     documents: dict[str, Any] = {**texts, **({} if endpoint else {TALKS: conversations(record, photos)})}
+    if not any((folder / name).exists() for name in PURE_FILES):
+        documents[PURE] = {kind: [*templates.SCENES, *templates.HELDOUT_SCENES] for kind in CONCEPT_KINDS}
+    if is_generated(folder / PLUS) or not (folder / PLUS).exists():
+        facts = plus_facts(record)
+        documents |= {PLUS: {GENERATED: "synod personalize prepare", "facts": facts}} if facts else {}
     contents = {name: _json(tree) for name, tree in documents.items()}
     for name, split in PROMPTS.items():
         contents[name] = b"".join(json.dumps(line).encode() + b"\n" for line in prompt_lines(record, split))
     for name, content in contents.items():
         _check_absent(folder / name, content, replace=options.replace)
+    stale = is_generated(folder / PLUS) and PLUS not in contents
+    if stale and not options.replace:
+        raise SettingsError(f"{folder / PLUS} is about facts that are no longer held out; remove it, or give --replace")
     random = _random(options, photos)
     hard = [] if options.pool is None else hard_negatives(options, photos)
     copies = {RANDOM: _copies(random), HARD: _copies([path for path, _ in hard])}
@@ -98,6 +110,8 @@ def prepare(options: argparse.Namespace) -> list[str]:
         contents[TALKS] = (folder / TALKS).read_bytes() if is_kept else _json(talks)
     for name, content in contents.items():
         write_whole(folder / name, content)
+    if stale:
+        (folder / PLUS).unlink()
     for name, images in copies.items():
         _replace_images(folder / name, images)
     if hard:
@@ -278,6 +292,8 @@ def _summary(
         lines.append(f"left out: {', '.join(others)}; convert to PNG, JPEG or WebP")
     if not record.facts:
         lines.append('info.json has no "extra_info": no prompt hints at a fact; train with pathways = ["visual"] or []')
+    if record.facts and not record.held_out and not record.plus.facts:
+        lines.append(f'{PLUS}: none; the suite unify_pp asks about facts that info.json holds out by "heldout"')
     if not record.info:
         lines.append('info.json has no "info": a sentence about the looks gives questions about the photographs')
     return lines

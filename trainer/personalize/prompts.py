@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.personalize import templates
-from trainer.personalize.records import ConceptRecord, Split
+from trainer.personalize.records import SPLITS, ConceptRecord, Split
 
 Line = dict[str, Any]
 
@@ -21,6 +21,18 @@ def prompt_lines(record: ConceptRecord, split: Split) -> list[Line]:
     scenes = templates.SCENES if split == "train" else templates.HELDOUT_SCENES
     plain = [{"tag": "plain", **_about(record, scene)} for scene in scenes]
     return [*plain, *({"tag": "attribute", **line} for line in _hints(record, split))]
+
+
+def plus_facts(record: ConceptRecord) -> list[Line]:
+    """Return the `facts` of a plus.json with these hints; none if no fact is held out, since its splits must differ."""
+    found = [(split, line) for split in SPLITS for line in _hints(record, split)]
+    facts = {split: {line["fact"] for own, line in found if own == split} for split in SPLITS}
+    if not facts["test"] or facts["train"] & facts["test"]:
+        return []
+    return [
+        {"text": record.facts[line["fact"]], "split": split, "prompt": line["prompt"], "resolved": line["resolved"]}
+        for split, line in found
+    ]
 
 
 def _hints(record: ConceptRecord, split: Split) -> list[Line]:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
+from PIL import Image
+
 from synod.contracts import Concept, Pixels
 from synod.errors import ImageTooLarge, SettingsError, SynodError
 from synod.images import ImageLimits, decode
@@ -145,6 +148,15 @@ class ConceptRecord:
         return self.concept.class_word
 
 
+def notify_unnamed(name: str, questions: Sequence[str], where: Path, log: Callable[[str], None]) -> None:
+    """Send `log` one line about the questions that do not name the concept, if there are any: they read no token."""
+    if unnamed := [one for one in questions if name not in one]:
+        log(
+            f"{where}: {len(unnamed)} of {len(questions)} questions do not name {name}, such as {unnamed[0]!r}: the "
+            f"policy reads no token of {name} with them, and cannot know whom they are about; write {name} into them"
+        )
+
+
 def images_in(folder: Path) -> tuple[Path, ...]:
     """Return the image files of a folder, "2.png" before "10.png"; hidden files and masks (N_mask.png) are not images.
 
@@ -170,29 +182,39 @@ def natural(path: Path) -> tuple[object, ...]:
     return (0, int(stem), path.name) if stem.isdecimal() else (1, path.name)
 
 
-def load_image(path: Path) -> Pixels:
-    """Return an image as uint8 [H W 3], grey and transparent ones too. Raises SettingsError, which names the file."""
+def load_image(path: Path, short_side: int | None = None) -> Pixels:
+    """Return an image as uint8 [H W 3], grey and transparent ones too.
+
+    One whose shorter side is longer than `short_side` is reduced to that. Raises SettingsError, which names the file.
+    """
     try:
         if (size := path.stat().st_size) > _LIMITS.max_bytes:  # before it is read into memory
             raise ImageTooLarge(f"{size} encoded bytes, the limit is {_LIMITS.max_bytes}; give a smaller image")
-        return decode(path.read_bytes(), _LIMITS)
+        found = decode(path.read_bytes(), _LIMITS)
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}; correct the path or its permissions") from None
     except SynodError as error:
         raise SettingsError(f"{path}: {error}") from None
+    height, width = found.shape[:2]
+    if short_side is None or min(height, width) <= short_side:
+        return found
+    scale = short_side / min(height, width)
+    return np.array(
+        Image.fromarray(found).resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    )
 
 
 def load_images(
-    paths: Sequence[Path], log: Callable[[str], None], *, skip_bad: bool = False
+    paths: Sequence[Path], log: Callable[[str], None], *, skip_bad: bool = False, short_side: int | None = None
 ) -> list[tuple[Path, Pixels]]:
     """Return images with their files; `log` receives a line for each unreadable one, left out with `skip_bad` alone.
 
-    Raises SettingsError, which names every unreadable file.
+    `short_side` is that of `load_image`. Raises SettingsError, which names every unreadable file.
     """
     found, faults = [], []
     for path in paths:
         try:
-            found.append((path, load_image(path)))
+            found.append((path, load_image(path, short_side)))
         except SettingsError as error:
             faults.append(str(error))
     if faults and not skip_bad:
@@ -203,14 +225,15 @@ def load_images(
 
 
 def load_photos(
-    record: ConceptRecord, log: Callable[[str], None], *, skip_bad: bool = False
+    record: ConceptRecord, log: Callable[[str], None], *, skip_bad: bool = False, short_side: int | None = None
 ) -> list[tuple[Path, Pixels]]:
     """Return a concept's training images with their files.
 
     `log` receives a warning if there are fewer than FEW_IMAGES, and a line for each unreadable one, which is left out
-    with `skip_bad` alone. Raises SettingsError, which names every unreadable file, and for a concept without images.
+    with `skip_bad` alone. `short_side` is that of `load_image`. Raises SettingsError, which names every unreadable
+    file, and for a concept without images.
     """
-    found = load_images(record.train, log, skip_bad=skip_bad)
+    found = load_images(record.train, log, skip_bad=skip_bad, short_side=short_side)
     if not found:
         raise SettingsError(f"{record.folder}: no images; give at least one file of {', '.join(IMAGE_SUFFIXES)}")
     if len(found) < FEW_IMAGES:

@@ -30,12 +30,12 @@ from trainer.evaluate.draw import digest_of
 from trainer.images import sheet, write_whole
 from trainer.personalize import stages
 from trainer.personalize.examples import Photos, questions
-from trainer.personalize.files import CONCEPT, ROWS, ConceptInfo, check_base, load_concept, save_concept
+from trainer.personalize.files import CONCEPT, ROWS, ConceptInfo, check_base, load_concept, save_concept, with_base
 from trainer.personalize.folder import read_folder
-from trainer.personalize.initialise import face_rows
-from trainer.personalize.records import ConceptRecord, load_images, load_photos
+from trainer.personalize.initialise import face_rows, region_prompt
+from trainer.personalize.records import ConceptRecord, load_images, load_photos, notify_unnamed
 from trainer.personalize.start import Start
-from trainer.personalize.tokens import Rows, base_digest, check_room, insert, remove
+from trainer.personalize.tokens import Rows, base_digest, check_prompts, check_room, insert, remove, vq_digest
 from trainer.policy import registry
 from trainer.policy.show_o.policy import ShowO, fit_to_square
 from trainer.policy.show_o.vocabulary import ConceptTokens, Vocabulary
@@ -46,6 +46,7 @@ from trainer.stop import stop_on_signal
 
 GRID_IMAGES: Final = 16
 GRID_SEED: Final = 1_000_003
+SHORT_SIDE: Final = 1024  # twice the side of the largest published Show-o's images
 # Settings that do not change a stage's result, or are compared by their content.
 _FREE: Final = frozenset(
     {
@@ -107,11 +108,13 @@ def _rows(
     start: Start, number: int, before: Path | None, base: str, directory: Path, *, force_base: bool
 ) -> tuple[ConceptInfo, Rows]:
     """Return the concept and its rows at the start of a stage. Raises SettingsError for rows of another base model."""
+    vq = vq_digest(start.policy)
     if before is None:
-        return start.understanding(base)
+        info, rows = start.understanding(base)
+        return with_base(info, base, vq), rows
     info, rows = load_concept(before)
-    check_base(before, info, base, force_base=force_base)
-    info = replace(info, base=base)
+    check_base(before, info, base, vq, force_base=force_base)
+    info = with_base(info, base, vq)
     if number == 2:
         return start.generation(info, rows)
     return start.from_images(info, rows, directory / "regions")
@@ -141,15 +144,19 @@ def load_base(settings: PersonalizeSettings) -> ShowO:
 
 
 def read_photos(concept: ConceptRecord, log: Log, *, skip_bad: bool) -> tuple[ConceptRecord, Photos]:
-    """Read every image that the stages use; with `skip_bad` leave out those that cannot be read."""
-    photos: dict[Path, Pixels] = dict(load_photos(concept, log, skip_bad=skip_bad))
+    """Read every image that the stages use; with `skip_bad` leave out those that cannot be read.
+
+    Images larger than SHORT_SIDE are reduced, since all are kept in memory: 100 of a telephone have 4 GB.
+    """
+    photos: dict[Path, Pixels] = dict(load_photos(concept, log, skip_bad=skip_bad, short_side=SHORT_SIDE))
     names = {path.name for path in photos}
     if left_out := len(concept.conversations) - len(concept.taught):
         log(f"{left_out} questions state facts that info.json's heldout holds out: left out")
     talks = tuple(one for one in concept.taught if one.image is None or one.image in photos)
+    notify_unnamed(concept.name, [one.text for one in talks], concept.folder / "conversations.json", log)
     cropped = tuple(path for path in concept.cropped if path.name in names)
     train = tuple(photos)
-    photos |= load_images((*cropped, *concept.random, *concept.hard), log, skip_bad=skip_bad)
+    photos |= load_images((*cropped, *concept.random, *concept.hard), log, skip_bad=skip_bad, short_side=SHORT_SIDE)
     cropped, random, hard = (tuple(p for p in one if p in photos) for one in (cropped, concept.random, concept.hard))
     return replace(concept, train=train, conversations=talks, cropped=cropped, random=random, hard=hard), photos
 
@@ -234,8 +241,12 @@ def _check(settings: PersonalizeSettings, concept: ConceptRecord, policy: ShowO)
             f"{concept.recognition[0]!r}; let `synod personalize prepare FOLDER --replace` write them again, or "
             "correct the name"
         )
-    check_room(ConceptTokens(concept.name, tokens.shared, tokens.generation, tokens.understanding), policy.vocab)
-    policy.vocab.with_personal([ConceptTokens(concept.name, tokens.shared)])
+    own = ConceptTokens(concept.name, tokens.shared, tokens.generation, tokens.understanding)
+    check_room(own, policy.vocab)
+    prompts = [settings.prompt.format(concept.name)]
+    if 3 in settings.stages:
+        prompts.append(region_prompt(settings.region_prompt, concept.concept.kind, concept.name))
+    check_prompts(policy.vocab.with_personal([own]), prompts)
     if not concept.random and not concept.hard:
         raise SettingsError(
             f"{concept.folder} has no image without {concept.name}: every recognition question would be answered yes, "

@@ -62,8 +62,7 @@ class Start:
         The images are written to `directory`, finished and with white regions.
         """
         settings, count, mode = self.settings, self.settings.tokens.understanding, self.settings.regions
-        default = initialise.REGION_PROMPTS.get(info.kind, initialise.REGION_PROMPT)
-        prompt = (settings.region_prompt or default).format(info.tokens.name)
+        prompt = initialise.region_prompt(settings.region_prompt, info.kind, info.tokens.name)
         insert(self.policy, info.tokens, rows)
         regions = initialise.find_regions(self.policy, prompt, mode, count, (settings.seed, 3))
         if regions:

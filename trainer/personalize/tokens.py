@@ -113,8 +113,17 @@ def check_prompts(vocab: Vocabulary, prompts: Iterable[str]) -> None:
 
 def base_digest(policy: ShowO) -> str:
     """Return a digest of the weights without any concept, by the first numbers of each parameter."""
+    return _digest(policy.module)
+
+
+def vq_digest(policy: ShowO) -> str:
+    """Return a digest of the image tokenizer, whose codes the rows were trained on, by the same numbers."""
+    return _digest(policy.vq)
+
+
+def _digest(module: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in policy.module.named_parameters():
+    for name, parameter in module.named_parameters():
         numbers = parameter.detach().flatten()[:_DIGEST_NUMBERS].float().cpu()
         digest.update(name.encode() + numbers.numpy().tobytes())
     return digest.hexdigest()

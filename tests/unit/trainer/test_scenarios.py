@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -71,6 +73,27 @@ def test_visual_marks_the_answer_to_its_query(seed: int) -> None:
     assert sorted(made.segments) == sorted(answer for _, answer in ANSWERS)
     assert [s for s, y in zip(made.segments, made.truth, strict=True) if y] == [dict(ANSWERS)[made.query.text]]
     assert any(made.query.image is image for image in IMAGES)
+
+
+@given(seeds)
+def test_visual_asks_about_the_image_of_its_answer(seed: int) -> None:
+    answers = (("what is <bo> on?", "a sofa."), ("what is <bo> on?", "grass."), ("who is it?", "<bo>."))
+    pictured = replace(BO, answers=(*answers, ("where?", "grass.")), about=(0, 1, None, 1), others=("a dog.",))
+    made = make_task(PLAIN, pictured, "visual", REWARD, np.random.default_rng(seed))
+    assert made.query is not None
+    image = next(i for i, one in enumerate(IMAGES) if one is made.query.image)
+    own = {0: ["<bo>.", "a sofa."], 1: ["<bo>.", "grass."], 2: ["<bo>.", "a dog."]}
+    assert sorted(made.segments) == own[image], "answers that hold of the image; an answer of others if it has one"
+    (right,) = (s for s, y in zip(made.segments, made.truth, strict=True) if y)
+    asked = [pictured.about[i] for i, pair in enumerate(pictured.answers) if pair == (made.query.text, right)]
+    assert asked in ([image], [None])
+
+
+@given(seeds)
+def test_equal_answers_are_one_segment(seed: int) -> None:
+    alike = replace(BO, answers=(*ANSWERS, ("describe <bo>", "<bo> is brown.")))
+    made = make_task(PLAIN, alike, "visual", REWARD, np.random.default_rng(seed))
+    assert (sorted(made.segments), sum(made.truth)) == (sorted(answer for _, answer in ANSWERS), 1.0)
 
 
 def test_all_orders_queries_and_images_are_drawn() -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,7 @@ def test_concepts_and_prompts_are_read(world_dir: Path) -> None:
         ('{"prompt": "x", "concept": "<bo>"}', ".tag: missing"),
         ('{"tag": "plain", "prompt": " ", "concept": "<bo>"}', "the prompt is empty"),
         ('{"tag": "plain", "prompt": "x", "concept": "<rex>"}', "unknown concept '<rex>'; give one of <bo>"),
+        ('{"tag": "plain", "prompt": "a dog", "concept": "<bo>"}', "the prompt does not name <bo>"),
         ('{"tag": "plain", "prompt": "x"}', ".include: missing"),
         ('{"tag": "plain", "prompt": "x", "consept": "<bo>"}', ".consept: unknown key"),
         ('{"tag": "plain", "prompt": "x", "concept": "<bo>", "fact": 2}', ".fact: 2; give a whole number from 0 to 1"),
@@ -266,6 +268,24 @@ def test_without_pathways_the_same_prompts_are_drawn_as_they_are() -> None:
 def test_an_empty_pool_is_named(prompts: list[Prompt], share: float, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         SyncR1Tasks(prompts, {"<bo>": BO}, REWARD, (0,), 1, share)
+
+
+def test_questions_without_the_name_are_reported(settings_from: Callable[..., TrainerSettings]) -> None:
+    said: list[str] = []
+    training_tasks(settings_from(), said.append)
+    assert len(said) == 1
+    assert "1 of 2 questions do not name <bo>, such as 'which color?'" in said[0]
+    training_tasks(settings_from(DATA__PATHWAYS='["textual"]'), said.append)
+    assert len(said) == 1, "that pathway asks none of them"
+
+
+def test_a_concept_with_a_single_answer_is_refused() -> None:
+    """Every reward of TIER would be the same; without the visual pathway nothing is asked about the images."""
+    alike = replace(BO, answers=(("q", "a"), ("q2", "a")))
+    with pytest.raises(SettingsError, match=r'<bo>: .* one answer, .*conversations\.json.* \["textual"\]'):
+        SyncR1Tasks(EVERY, {"<bo>": alike}, REWARD, (0,))
+    assert SyncR1Tasks(EVERY, {"<bo>": alike}, REWARD, (0,), 1, 0.0, ("textual",)).tasks(0)
+    assert SyncR1Tasks(EVERY, {"<bo>": replace(alike, others=("b",))}, REWARD, (0,)).tasks(0)
 
 
 @pytest.mark.parametrize("aggregation", ["sum", "gdpo"])

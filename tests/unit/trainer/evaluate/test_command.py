@@ -93,6 +93,17 @@ def test_geneval_prints_its_tasks(
         assert part in text
 
 
+def test_names_that_are_no_tokens_are_reported(
+    evaluate: Evaluate, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (world / "named.txt").write_text("a photo of <bo>\n<momo> and <bo> on grass\n<momo>\n")
+    arguments = ["train.toml", "--suite", "prompts", "--scorers", "ber", "--images", "1", "--prompts"]
+    assert evaluate(*arguments, "named.txt", "--out", "a") == 0
+    assert "the policy has no token for <momo>, and reads each as" in capsys.readouterr().err
+    assert evaluate(*arguments, "prompts.txt", "--out", "b") == 0
+    assert "no token" not in capsys.readouterr().err
+
+
 def test_prompts_prints_each_scorer(
     evaluate: Evaluate, world: Path, service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:

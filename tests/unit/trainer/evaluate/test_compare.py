@@ -203,5 +203,7 @@ def test_right_answers_at_the_edges() -> None:
     assert right("<bo> has a red hat and a scarf", FACTS, (0, 0, 1)) is True
     assert right("<bo> has a blue kite <bo> has a red hat", FACTS, (1, 1, 0)) is True
     assert right("x", ("...", "x"), (0, 1)) is True
+    for truth in ((1, 0, 0), (0, 0, 1)):  # of equal segments one true one is enough
+        assert right("a dog", ("a dog", "a cat", "A dog."), truth) is True
     with pytest.raises(ValueError, match="zip"):
         right("x", ("x",), (1.0, 0.0))

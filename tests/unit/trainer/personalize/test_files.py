@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from synod.errors import SettingsError
 from tests.unit.trainer.personalize.tiny_concept import DOT, WIDTH, make_rows
 from trainer.personalize import files
 from trainer.personalize.files import ConceptInfo, load_concept, load_into, read_public, save_concept, write_public
-from trainer.personalize.tokens import base_digest, rows_of
+from trainer.personalize.tokens import base_digest, remove, rows_of, vq_digest
 from trainer.policy.show_o.policy import ShowO
 from trainer.policy.show_o.vocabulary import ConceptTokens
 
@@ -169,6 +170,26 @@ def test_rows_of_another_base_are_refused(policy: ShowO, tmp_path: Path) -> None
     assert policy.vocab.personal == ()
     load_into(policy, tmp_path, force_base=True)
     assert torch.equal(rows_of(policy, "<dot>").head_RD, make_rows(DOT.count).head_RD)
+
+
+def test_rows_of_another_image_tokenizer_are_refused(policy: ShowO, tmp_path: Path) -> None:
+    own = ConceptInfo(DOT, "dog", "animal", base_digest(policy), vq_digest(policy))
+    save_concept(tmp_path / "own", own, make_rows(DOT.count))
+    save_concept(tmp_path / "old", replace(own, vq=None), make_rows(DOT.count))
+    save_concept(tmp_path / "other", replace(own, vq="1" * 32), make_rows(DOT.count))
+    save_concept(tmp_path / "both", replace(own, base="0" * 32, vq="1" * 32), make_rows(DOT.count))
+    with pytest.raises(
+        SettingsError, match=f"on the image tokenizer of digest 1{{12}}, .* has {vq_digest(policy)[:12]}; give"
+    ):
+        load_into(policy, tmp_path / "other")
+    with pytest.raises(
+        SettingsError, match=r"on the model of digest 0{12}, .*; and on the image tokenizer of digest 1"
+    ):
+        load_into(policy, tmp_path / "both")
+    assert policy.vocab.personal == ()
+    assert load_into(policy, tmp_path / "own").vq == vq_digest(policy)
+    remove(policy, "<dot>")
+    assert load_into(policy, tmp_path / "old").vq is None, "an older file has no digest of it"
 
 
 def test_an_interrupted_write_is_not_a_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

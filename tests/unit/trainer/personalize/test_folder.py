@@ -69,6 +69,22 @@ def test_public_concepts_train_sync_r1_too() -> None:
         assert len(concepts[profile.name].images) == 12
 
 
+def test_answers_keep_their_images(tmp_path: Path) -> None:
+    talk = "concept/train/bo/conversations.json"
+    both, on = {"query": "who is it?", "answer": "<bo>."}, "what is <bo> on?"
+    sofa, grass = ({"query": on, "answer": answer} for answer in ("a sofa.", "grass."))
+    text = [{"query": "what is <bo>?", "answer": "a dog."}, both]
+    write_json(write_tree(tmp_path) / talk, {"0.png": [sofa, both], "1.png": [both, grass], "text_only": text})
+    found = read_concepts(tmp_path)["<bo>"]
+    pairs = [(answer, found.image_of(i)) for i, (_, answer) in enumerate(found.answers)]
+    assert pairs == [("a sofa.", 0), ("<bo>.", None), ("grass.", 1)], "a pair of every image is one pair"
+    assert (found.segments_of(0), found.segments_of(1)) == (("a sofa.", "<bo>."), ("<bo>.", "grass."))
+    assert found.others == ("a dog.", "<bo>.")
+    write_json(tmp_path / talk, [sofa, grass, both, sofa])  # a form without images: all hold of each
+    found = read_concepts(tmp_path)["<bo>"]
+    assert (found.about, found.others, len(found.segments_of(1))) == ((None,) * 3, (), 3)
+
+
 def test_kinds_follow_the_public_fields(tmp_path: Path) -> None:
     write_tree(tmp_path, ("bo", "cy", "di"), ("animal", "person", "animal"))
     info = tmp_path / "concept/train/di/info.json"

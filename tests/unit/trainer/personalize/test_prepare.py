@@ -22,10 +22,12 @@ from tests.unit.trainer.reward_services import WIRE
 from trainer.data.concepts import read_concepts
 from trainer.data.prompts import read_concept_prompts
 from trainer.data.source import SyncR1Tasks
+from trainer.evaluate.compare import right
+from trainer.evaluate.personal.items import SUITES, plan
 from trainer.personalize import pairs, prepare, templates
 from trainer.personalize.folder import read_folder
 from trainer.personalize.prompts import prompt_lines
-from trainer.personalize.records import SPLITS, Plus
+from trainer.personalize.records import SPLITS, ConceptRecord, Plus
 from trainer.types import RewardSpec
 
 INFO = {"class": "otter", "info": "<bo> is brown.", "extra_info": ["<bo> has a red hat.", "<bo> likes tea"]}
@@ -141,6 +143,28 @@ def test_prompts_train_sync_grpo_on_every_fact(run: Prepare, photos: Path, capsy
     assert {task.pathway for task in tasks} == {"visual", "textual"}
 
 
+def test_answers_of_a_prepared_folder_differ(run: Prepare, photos: Path) -> None:
+    """All questions about its photographs have one answer; the wrong ones are answers to other questions."""
+    assert run() == 0
+    concepts = read_concepts(photos)
+    prompts = read_concept_prompts(photos / "prompts.jsonl", concepts)
+    source = SyncR1Tasks(prompts, concepts, RewardSpec(ensemble="sync_r1"), (0,), 40, 0.0, ("visual",))
+    orders = set()
+    for task in source.tasks(0):
+        truth = dict(zip(task.segments, task.truth, strict=True))
+        assert len(truth) == len(task.segments), "no segment is there twice"
+        assert [segment for segment, value in truth.items() if value] == ["<bo> is brown."]
+        assert "<bo> is an otter." in truth
+        assert right("<bo> is brown.", task.segments, task.truth) is True
+        assert right("<bo> likes tea.", task.segments, task.truth) is False
+        orders.add(task.segments)
+    assert len(orders) > 10
+    asked = [(pair, concepts["<bo>"].image_of(i)) for i, pair in enumerate(concepts["<bo>"].answers)]
+    talks = json.loads((photos / prepare.TALKS).read_text())
+    for (query, answer), image in asked:
+        assert {"query": query, "answer": answer} in talks[f"{image}.png"]
+
+
 def test_held_out_facts_are_in_no_file_of_training(run: Prepare, photos: Path) -> None:
     write_json(photos / "info.json", {**INFO, "heldout": [False, True]})
     assert run() == 0
@@ -148,6 +172,54 @@ def test_held_out_facts_are_in_no_file_of_training(run: Prepare, photos: Path) -
     assert {one["fact"] for one in read_lines(photos / "prompts_heldout.jsonl") if "fact" in one} == {1}
     trained = [photos / prepare.TALKS, photos / "prompts.jsonl"]
     assert not [path for path in trained if "tea" in path.read_text()]
+
+
+def test_a_prepared_folder_can_be_measured(run: Prepare, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pure Gen draws the scenes; UnifyBench++ needs a fact that is held out, and follows info.json with --replace."""
+    assert run() == 0
+    assert "plus.json: none; the suite unify_pp asks about facts" in capsys.readouterr().out
+    columns = {suite: {one.column for one in plan(_records(photos), SUITES[suite])} for suite in ("unify", "unify_pp")}
+    assert (columns["unify_pp"], "pure" in columns["unify"]) == (set(), True)
+    scenes = [one.text for one in _records(photos)[0].prompts if one.tag == "pure"]
+    assert scenes == [one.replace("{}", "<bo>") for one in (*templates.SCENES, *templates.HELDOUT_SCENES)]
+
+    write_json(photos / "info.json", {**INFO, "heldout": [False, True]})
+    assert run("--replace") == 0
+    before = files(photos)
+    assert run() == 0
+    assert files(photos) == before
+    items = plan(_records(photos), SUITES["unify_pp"])
+    assert {one.column for one in items} == {"rea", "rea_gen"}
+    assert {one.right for one in items if one.column == "rea"} == {"<bo> likes tea"}
+    assert [one.split for one in _records(photos)[0].plus.facts] == ["train"] * 3 + ["test"]
+
+    write_json(photos / "info.json", {**INFO, "heldout": [True, False]})
+    assert run() == 1
+    assert run("--replace") == 0
+    assert {one.text for one in _records(photos)[0].plus.facts if one.split == "test"} == {"<bo> has a red hat."}
+    write_json(photos / "info.json", INFO)
+    (photos / prepare.TALKS).unlink()
+    for name in prepare.PROMPTS:
+        (photos / name).unlink()
+    assert run() == 1
+    assert "plus.json is about facts that are no longer held out" in capsys.readouterr().err
+    assert run("--replace") == 0
+    assert not (photos / "plus.json").exists()
+
+
+def test_files_of_the_user_for_the_suites_stay(run: Prepare, photos: Path) -> None:
+    write_json(photos / "pure_generation.json", {"object": ["{} on the moon"]})
+    facts = [{"text": "<bo> likes tea", "split": "test", "prompt": "<bo> has a drink", "resolved": "an otter with tea"}]
+    write_json(photos / "plus.json", {"facts": facts})
+    write_json(photos / "info.json", {**INFO, "heldout": [False, True]})
+    own = {name: (photos / name).read_bytes() for name in ("pure_generation.json", "plus.json")}
+    assert run() == 0
+    assert run("--replace") == 0
+    assert {name: (photos / name).read_bytes() for name in own} == own
+
+
+def _records(folder: Path) -> list[ConceptRecord]:
+    return list(read_folder(folder).values())
 
 
 def test_prompts_of_unify_bench_are_used_by_their_split(tmp_path: Path) -> None:

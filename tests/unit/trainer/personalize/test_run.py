@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from synod.errors import SettingsError
-from tests.unit.trainer.personalize.tiny_concept import DOT, make_rows, write_concept
+from tests.unit.trainer.personalize.tiny_concept import DOT, make_rows, noise, write_concept
 from trainer.personalize import initialise, run, stages
 from trainer.personalize.command import main
 from trainer.personalize.files import load_concept, save_concept, write_public
@@ -163,6 +163,11 @@ def larger(world: Path) -> None:
     path.write_text(path.read_text().replace("shared = 3", "shared = 30"))
 
 
+def long(world: Path, prompt: str) -> None:
+    path = world / "config.toml"
+    path.write_text(path.read_text().replace(prompt, prompt + " on grass" * 17))
+
+
 def silent(world: Path) -> None:
     shutil.rmtree(world / "dot/train")
     (world / "dot/train").mkdir()
@@ -180,6 +185,8 @@ BAD = {
     "no brackets": (lambda w: renamed(w, name="dot"), "not of the form <name>"),
     "blank": (lambda w: renamed(w, name="<d t>"), "not of the form <name>"),
     "too many tokens": (larger, "at most 29"),
+    "long prompt": (lambda w: long(w, "a photo of {}"), "'a photo of <dot> on .* tokens more than a text block of 41"),
+    "long region": (lambda w: long(w, "{} on grass"), "'<dot> on grass .* tokens more than a text block of 41"),
 }
 
 
@@ -212,6 +219,27 @@ def test_unreadable_negatives_and_crops_can_be_left_out(world: Path) -> None:
     assert [path.name for path in (*kept.random, *kept.cropped)] == ["0.png", "1.png", "2.png"]
     assert photos.keys() == {*kept.train, *kept.random, *kept.cropped}
     assert [line.partition(": ")[0] for line in said] == ["left out"] * 2
+
+
+def test_large_photographs_are_reduced_and_small_ones_kept(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "SHORT_SIDE", 20)
+    for name, size in (("train/0", (60, 30)), ("random_images/0", (24, 90)), ("train/1", (200, 20))):
+        Image.fromarray(noise(7, size[1], size[0])).save(world / f"dot/{name}.png")
+    _, photos = run.read_photos(run.only_concept(world / "dot"), print, skip_bad=False)
+    found = {str(path.relative_to(world / "dot").with_suffix("")): pixels for path, pixels in photos.items()}
+    shapes = [found[name].shape for name in ("train/0", "random_images/0", "train/1", "train/2")]
+    assert shapes == [(20, 40, 3), (75, 20, 3), (20, 200, 3), (10, 12, 3)]
+    assert np.array_equal(found["train/1"], noise(7, 20, 200))
+    assert np.array_equal(found["train/2"], load_image(world / "dot/train/2.png"))
+
+
+def test_questions_without_the_name_are_reported(world: Path) -> None:
+    path, said = world / "dot/conversations.json", list[str]()
+    talks = json.loads(path.read_text())
+    path.write_text(json.dumps({**talks, "1.png": [{"query": "what color is it ?", "answer": "red ."}]}))
+    run.read_photos(run.only_concept(world / "dot"), said.append, skip_bad=False)
+    assert len(said) == 1
+    assert "conversations.json: 1 of 3 questions do not name <dot>, such as 'what color is it ?'" in said[0]
 
 
 def test_a_missing_file_of_faces_is_named(

@@ -275,7 +275,7 @@ def test_nan_loss_changes_nothing(owner: ShowO, monkeypatch: pytest.MonkeyPatch)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
 
 
-def test_recipes_are_those_of_the_paper() -> None:
+def test_recipes_are_the_papers_with_hard_negatives() -> None:
     found = {n: (r.images, r.weight_decay, r.eps, sorted(r.kinds)) for n, r in RECIPES.items()}
     every = ["conversation", "hard", "positive", "random", "text_only"]
     assert found == {
