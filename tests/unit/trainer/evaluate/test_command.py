@@ -24,7 +24,7 @@ from tests.unit.trainer.loops import MakePolicy, MakeSettings
 from tests.unit.trainer.tiny_run import TINY, make_settings
 from trainer.__main__ import main
 from trainer.clock import Clock
-from trainer.evaluate import command
+from trainer.evaluate import command, runner
 from trainer.evaluate.command import _parser
 from trainer.evaluate.draw import digest_of
 from trainer.evaluate.runner import EVALUATION
@@ -165,23 +165,28 @@ def test_a_policy_that_is_asked_first_is_evaluated_with_its_answers(
 ) -> None:
     """As it was trained; of a run and of a settings TOML."""
     data = f'prompts = "./prompts.txt"\nheldout = "./prompts.txt"\nquery = "{QUERY}"\n'
-    settings = make_settings(world, TINY, {"REWARDS__SCORERS": '["ber"]', "REWARDS__SURROGATE": "ber"}, data)
+    rewards = '[trainer.rewards]\nscorers = { ber = 1.0 }\nsurrogate = "ber"\n'
+    settings = make_settings(world, TINY + rewards, data=data)
     assert command.resolve("train.toml", "prompts").query == QUERY
     run = run_of(world, settings)
-    options = ["--suite", "prompts", "--prompts", "prompts.txt", "--scorers", "ber", "--images", "1", "--n", "1"]
+    options = ["--suite", "prompts", "--prompts", "prompts.txt", "--scorers", "ber", "--images", "2"]
     assert evaluate("run", *options) == 0
     assert "answer to the query of its settings" in capsys.readouterr().err
     out = run / "evaluation/prompts"
     assert json.loads((out / "evaluation.json").read_text())["query"] == QUERY
 
-    policy, seed = registry.load(command.resolve("run", "prompts").policy), (0, EVALUATION, 0, 0)
-    task = asked_task(Prompt("a red cat", "prompt"), QUERY, RewardSpec({"ber": 1.0}))
+    policy = registry.load(command.resolve("run", "prompts").policy)
+    prompts = ["a red cat", "a blue dog", "a green bird"] * 2
+    seeds = [(0, EVALUATION, i % 3, i // 3) for i in range(6)]
+    tasks = [asked_task(Prompt(text, "prompt"), QUERY, RewardSpec({"ber": 1.0})) for text in prompts]
     with torch.inference_mode(), policy.evaluating():
-        (rollout,), ((image,),) = finish_turns(policy, [task], start(policy, [task], [seed], Clock()), Clock())
-        (bare,) = policy.images(policy.denoise(policy.start(["a red cat"], [seed]), policy.image_steps))
-    assert rollout.answer
-    assert not np.array_equal(image, bare)
-    assert next(out.rglob("*.png")).read_bytes() == encode_png(image)
+        rollouts, drawn = finish_turns(policy, tasks, start(policy, tasks, seeds, Clock()), Clock())
+        bare = policy.images(policy.denoise(policy.start(prompts, seeds), policy.image_steps))
+    changed = [not np.array_equal(image, plain) for (image,), plain in zip(drawn, bare, strict=True)]
+    assert any(changed)
+    assert [bool(rollout.answer) for rollout in rollouts] == changed
+    files = [out / runner.Image(i % 3, i // 3).file for i in range(6)]
+    assert [file.read_bytes() for file in files] == [encode_png(image) for (image,) in drawn]
 
 
 def test_a_pipeline_with_a_connector_needs_its_language_model(
