@@ -17,7 +17,8 @@ WEIGHT_DECAY = 1e-3  # that of the authors' code
 def make_optimizer(policy: Policy, settings: TrainerSettings) -> torch.optim.AdamW:
     """Create AdamW over the policy's parameter groups, fused if they are on a GPU.
 
-    Raises SettingsError for the learning rate of a modality that has no parameters of its own.
+    Raises SettingsError for the learning rate of a modality that has no parameters of its own; most are found by the
+    settings, but not a connector or a transformer without a layer that an adapter is on.
     """
     groups = policy.parameter_groups()
     for kind in MODALITIES:

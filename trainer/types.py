@@ -191,6 +191,12 @@ class Task:
     draws: tuple[Draw, ...] = (Draw(),)
     caption: str | None = None
 
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The modalities that its rollouts have decisions of."""
+        found: dict[Modality, bool] = {"text": self.query is not None, "image": bool(self.draws)}
+        return tuple(modality for modality, has in found.items() if has)
+
 
 class Segment(Protocol):
     """One modality's part of a rollout: what the policy sampled, with what it needs to continue and to be scored.

@@ -31,7 +31,7 @@ class Update:
     losses         sums over groups
     stats          over the decisions of each modality
     grad_norm      of the gradient before it is clipped; None if all groups were skipped
-    advantage_abs  mean |advantage| of each modality's decisions; None if all groups were skipped
+    advantage_abs  mean |advantage| of the groups with decisions of each modality; None without such a group
     cosines        `pair_cosine` of the groups' gradients of each modality; None below two groups, or for a split policy
     skipped        groups with too few rewards (`trainer.credit.is_usable`)
     flat           groups whose rewards are all equal, which have no signal
@@ -93,12 +93,17 @@ def policy_update(
                 parameters["lr"] = lr
         with ranks.together(undone=False):
             optimizer.step()
-    spread: dict[Modality, float | None] = {
-        modality: float(np.mean([float(one.advantage.abs().mean()) for one in advantages[modality].values()]))
-        for modality in MODALITIES
+    spread = {
+        modality: _mean_abs([own.advantage for i, own in of.items() if modality in groups[i].previews.task.modalities])
+        for modality, of in advantages.items()
     }
     flat = sum(groups[i].is_flat for i in usable)
     return Update(losses, stats, norm, spread, cosines, len(groups) - len(usable), flat)
+
+
+def _mean_abs(advantages: Sequence[torch.Tensor]) -> float | None:
+    """Return the mean over groups of each one's mean |advantage|; None without a group."""
+    return float(np.mean([float(one.abs().mean()) for one in advantages])) if advantages else None
 
 
 def _clip(policy: Policy) -> float:

@@ -317,6 +317,21 @@ def test_a_lora_run_and_its_evaluation_are_jobs(deployed: Pods) -> None:
     assert len(rows) == len(list((run / "evaluation/geneval").rglob("*.png"))) == 2
 
 
+def test_a_flow_run_is_a_job(deployed: Pods) -> None:
+    """Its policy is a pipeline."""
+    env = job_env(deployed, "flow") | {
+        "SYNOD__TRAINER__REWARDS__SCORERS": "{ geneval = 1.0 }",  # of those that are served
+        "SYNOD__TRAINER__LOSS__NORMALISE": "none",  # a group of two has no deviation
+    }
+    del env["SYNOD__TRAINER__POLICY__SAMPLER__MAX_NEW_TOKENS"]
+    config = (ROOT / "deploy/configs/embedded_flow.toml").read_text()
+    command = ["synod", "train", "CONFIG", "--no-evaluation"]
+    assert "succeeded" in submit(deployed, deployed.job(config=config, command=command), env)
+    (step,) = map(json.loads, steps_of(env))
+    assert (step["step"], step["kept"], step["masked"]) == (0, 2, 0)
+    assert (Path(env["SYNOD__TRAINER__RUN_DIR"]) / "policy/model_index.json").exists()
+
+
 def test_a_personalization_is_a_job(pods: Pods) -> None:
     """No service is needed; stage 1 alone, without an update."""
     config = (ROOT / "deploy/configs/personalize.toml").read_text()

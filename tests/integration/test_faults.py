@@ -182,6 +182,10 @@ def test_requests_refused_by_a_full_replica_are_retried(service: Any) -> None:
 
 
 def test_held_images_return_to_zero(service: Any, eventually: Wait) -> None:
+    with ThreadPoolExecutor(1) as caller:
+        running = caller.submit(service.score, *numbers(0.40625, sleep_s=2.0), scorers=("number",))
+        eventually(lambda: held(service, "number") == 1)
+        assert values_by(running.result(), "number") == [0.40625]
     eventually(lambda: held(service, "number") == 0)
 
 

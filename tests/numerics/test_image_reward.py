@@ -161,9 +161,10 @@ def test_a_reward_beyond_the_range_is_clipped(
     tiny_models: Any, items: list[ScoreItem], tmp_path: Path, bias: float, end: float
 ) -> None:
     folder = spoilt(tiny_models, tmp_path / "far", mlp__layers__7__bias=torch.tensor([bias]))
-    (outcome,) = subject(tiny_models, folder).score(items[:1])
+    (before,), (outcome,) = (one.score(items[:1]) for one in (subject(tiny_models), subject(tiny_models, folder)))
     assert outcome.value == end
-    assert outcome.detail["reward"] == pytest.approx(bias / 1.0333, abs=20)
+    moved = (bias - float(published(tiny_models)["mlp.layers.7.bias"])) / 1.0333394966054072
+    assert outcome.detail["reward"] == pytest.approx(before.detail["reward"] + moved, abs=1e-3)
 
 
 def test_files_of_another_model_are_refused(tiny_models: Any, tmp_path: Path) -> None:

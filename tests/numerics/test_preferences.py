@@ -171,10 +171,13 @@ def test_a_rating_beyond_the_range_counts_as_its_end(
 ) -> None:
     weights = changed(tiny_models.aesthetic, tmp_path / "far.pth", **{"layers.7.bias": torch.tensor([bias])})
     model = {"family": "transformers", "model": tiny_models.clip}
-    (outcome,) = build(kind="aesthetic", model=model, weights=weights).score(items[:1])
+    sources = (tiny_models.aesthetic, weights)
+    (before,), (outcome,) = (build(kind="aesthetic", model=model, weights=one).score(items[:1]) for one in sources)
+    assert isinstance(before, Score)
     assert isinstance(outcome, Score)
     assert outcome.value == end
-    assert outcome.detail["rating"] == pytest.approx(bias, abs=50)
+    moved = bias - float(torch.load(tiny_models.aesthetic, weights_only=True)["layers.7.bias"])
+    assert outcome.detail["rating"] == pytest.approx(before.detail["rating"] + moved, abs=1e-3)
 
 
 def test_a_predictor_of_another_form_is_refused(tiny_models: Any, tmp_path: Path) -> None:

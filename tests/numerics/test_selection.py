@@ -68,10 +68,10 @@ def ratio(gradients: list[np.ndarray]) -> float:
 
 
 def simulate(rho: float, groups: int = GROUPS) -> dict[str, float]:
-    """The signal-to-noise ratio of three ways to choose a group, relative to no screen, and the fitted slope."""
+    """The signal-to-noise ratio of three ways to choose a group, relative to no screen, and the mean fitted slope."""
     rng = np.random.default_rng(1)
     found: dict[str, list[np.ndarray]] = {"plain": [], "screened": [], "population": []}
-    slope = Slope()
+    slope, slopes = Slope(), list[float]()
     for _ in range(groups):
         h = rng.standard_normal((160, 8))
         reward = 0.6 * h[:, 0] + 0.8 * rng.standard_normal(160)
@@ -86,8 +86,9 @@ def simulate(rho: float, groups: int = GROUPS) -> dict[str, float]:
             advantage = advantages(rewards, torch.ones(GROUP, dtype=torch.bool), baseline_shift=moved).numpy()
             found[name].append(advantage @ h[list(chosen)] / GROUP)
         slope = slope.update(scores, reward[kept].tolist())
+        slopes.append(slope.value)
     plain = ratio(found["plain"])
-    return {name: ratio(g) / plain for name, g in found.items()} | {"slope": slope.value}
+    return {name: ratio(g) / plain for name, g in found.items()} | {"slope": float(np.mean(slopes[100:]))}
 
 
 def test_population_baseline_keeps_the_signal_of_screening() -> None:
@@ -96,7 +97,7 @@ def test_population_baseline_keeps_the_signal_of_screening() -> None:
     assert at["screened"] == pytest.approx(0.83, abs=0.08)
     assert at["screened"] == pytest.approx(gamma(0.5, PASS_RATE), abs=0.08)
     assert at["population"] == pytest.approx(1.28, abs=0.10)
-    assert at["slope"] == pytest.approx(0.5, abs=0.25)
+    assert at["slope"] == pytest.approx(0.5, abs=0.04)  # three errors: one slope's is .1, of 20 groups' memory
 
 
 @pytest.mark.skipif("SYNOD_FULL" not in os.environ, reason="SYNOD_FULL=1 runs all correlations at 40,000 groups")

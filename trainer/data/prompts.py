@@ -16,7 +16,13 @@ from trainer.types import ConceptProfile, Prompt
 
 MAX_CHARS: Final = 8192  # of a prompt; the service refuses longer ones
 PLAIN_TAG: Final = "prompt"  # of a prompt whose file names no tag
-_OTHER_TASKS: Final = {"reverse_prompt": "edits", "target_caption": "edits", "truth": "reflection"}  # by a line's key
+_OTHER_TASKS: Final = {  # by a column of their lines; the first that is there decides
+    "segments": "questions",
+    "reverse_prompt": "edits",
+    "target_caption": "edits",
+    "truth": "reflection",
+    "caption": "edits",
+}
 _CIRCUMSTANCES: Final = ("accessories", "companion", "place")  # claims of a prompt; the service judges them
 
 
@@ -25,8 +31,9 @@ def read_prompts(path: Path, column: str, log: Callable[[str], None] = print) ->
 
     A `.txt` file has one prompt a line. A `.jsonl` file has one object a line with the prompt in `column`; a `tag` and
     GenEval's `include` and `exclude` are kept, other keys are ignored. A `.parquet` file has the prompts in `column`.
-    Blank lines are skipped; repeated prompts are kept once, and `log` receives their number. Raises SettingsError,
-    which names file, line and mistake.
+    Columns of another task's lines, such as an edit's, are refused: their images would be ignored. Blank lines are
+    skipped; repeated prompts are kept once, and `log` receives their number. Raises SettingsError, which names file,
+    line and mistake.
     """
     readers = {".txt": _lines, ".jsonl": _objects, ".parquet": _rows}
     if path.suffix.lower() not in readers:
@@ -60,13 +67,8 @@ def _objects(path: Path, column: str) -> Iterator[Prompt]:
 
 @hint('A line of a .jsonl file is an object such as {"prompt": "a red cat"}')
 def _object(node: Node, column: str) -> Prompt:
-    keys = node.mapping().keys()
-    _find(column, list(map(str, keys)), node)
+    _check_columns(column, list(map(str, node.mapping())), node)
     text = node.need(column, checked)
-    if "image" in keys and (marks := keys & _OTHER_TASKS.keys()):
-        raise node.error(
-            f"a line of data.task '{_OTHER_TASKS[min(marks)]}': its image would not be read; give that task"
-        )
     if geneval.is_metadata(node.mapping()):
         metadata = geneval_of(node)
         return Prompt(text, metadata.tag, geneval=metadata)
@@ -80,7 +82,7 @@ def _rows(path: Path, column: str) -> Iterator[Prompt]:
     try:
         with ParquetFile(path) as file:
             with hint("A .parquet file has the prompts in one column of strings"):
-                _find(column, file.schema_arrow.names, Node(None, str(path)))
+                _check_columns(column, file.schema_arrow.names, Node(None, str(path)))
             values = file.read([column])[column].to_pylist()
     except (OSError, ArrowException) as error:
         raise SettingsError(f"{path} cannot be read as parquet: {error}") from None
@@ -93,12 +95,19 @@ def _row(node: Node) -> Prompt:
     return Prompt(checked(node), PLAIN_TAG)
 
 
-def _find(column: str, columns: Sequence[str], node: Node) -> None:
-    """Raise InvalidRequest if there is no such column."""
+def _check_columns(column: str, columns: Sequence[str], node: Node) -> None:
+    """Raise InvalidRequest if there is no such column, or if the columns are those of another task's lines."""
     if column not in columns:
         found = ", ".join(columns) or "none"
         raise node.error(
             f"no column '{column}' among {found}; name the prompts' one as [trainer.data] column, or --column"
+        )
+    mark = next((mark for mark in _OTHER_TASKS if mark in columns and mark != column), None)
+    unread = next((name for name in ("image", "segments") if name in columns and name != column), None)
+    if mark is not None and unread is not None:
+        raise node.error(
+            f"a line of data.task '{_OTHER_TASKS[mark]}': its {unread} would not be read; give that task, or remove "
+            f"'{mark}' if these are prompts to draw"
         )
 
 

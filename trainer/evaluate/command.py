@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +27,7 @@ from trainer.evaluate.base import Benchmark, Row, Table, spread
 from trainer.evaluate.estimate import Estimate
 from trainer.evaluate.prompts import Prompts
 from trainer.processes import processes
-from trainer.settings import FlowSettings, PolicySettings, SyncR1Settings, load, read_policy
+from trainer.settings import FlowSettings, PolicySettings, PromptSettings, SyncR1Settings, load, read_policy
 from trainer.settings.data import TEMPLATES, read_template
 from trainer.settings.personalize import load_personalize
 from trainer.types import Prompt
@@ -45,7 +45,8 @@ GIVEN: Final = {"image", "prompt"}  # what every drawn image has for a scorer; G
 DESCRIPTION: Final = """Draw images from a policy, score them by a running service, and print means with their errors.
 
 POLICY is one of
-  a run's directory     the trained policy in RUN/policy, with the sampler and the service of its settings
+  a run's directory     the trained policy in RUN/policy, with the sampler and the service of its settings; with
+                        data.query, the policy answers it about each prompt first
   a settings TOML       the policy that its [trainer.policy] names, before any training; one of `synod personalize`:
                         with the concept that it has trained
   a model directory or hub id, such as showlab/show-o-512x512, with the default sampler of its family: Show-o's
@@ -88,13 +89,15 @@ Exit status: 0 on success, 1 when anything failed (one missing score is enough),
 class Subject:
     """What to evaluate: the policy's settings, the service it is usually scored by, and the default directory.
 
-    `template` is the query about facts that it was trained with, or "plain".
+    `template` is the query about facts that it was trained with, or "plain". `query` is what the policy is asked about
+    each prompt before it draws (`data.query`), None for nothing.
     """
 
     policy: PolicySettings
     url: str
     out: Path
     template: str = TEMPLATES["plain"]
+    query: str | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -116,20 +119,23 @@ def _evaluate(options: argparse.Namespace) -> int:
         return _evaluate_personal(options)
     if options.policy is None or options.data or options.answers or options.concepts:
         raise SettingsError(f"--suite {options.suite} needs POLICY, and takes no --data, --answers or --concepts")
-    subject = resolve(options.policy, options.suite)
-    policy = with_sampler(subject.policy, _sampler_of(options))
+    found = resolve(options.policy, options.suite)
+    out = (options.out or found.out).resolve()
+    policy = with_sampler(found.policy, _sampler_of(options))
+    subject = replace(found, policy=policy, url=options.url or found.url, out=out)
     benchmark, scorers = _benchmark(options)
     images = runner.plan(spread(benchmark.prompts, options.limit), options.images)
-    out = (options.out or subject.out).resolve()
     processes(os.environ)
-    with SynodClient(options.url or subject.url) as client:
+    with SynodClient(subject.url) as client:
         check_scorers(client.scorers(), scorers, benchmark)
+    if subject.query is not None:
+        show.notify("each prompt is drawn with the policy's answer to the query of its settings (data.query)")
 
     from trainer.distributed import joined  # imported here: --help and wrong usage need no torch
 
     with joined() as ranks:
         try:
-            _draw_and_score(options, benchmark, scorers, images, policy, options.url or subject.url, out, ranks)
+            _draw_and_score(options, benchmark, scorers, images, subject, ranks)
         except OutOfMemory as error:
             return _fail(f"{error}\n{out} keeps images and scores, and the command continues with them", 1)
         except (SynodError, OtherRankFailed) as error:
@@ -189,9 +195,7 @@ def _draw_and_score(
     benchmark: Benchmark,
     scorers: Sequence[str],
     images: Sequence[runner.Image],
-    policy: PolicySettings,
-    url: str,
-    out: Path,
+    subject: Subject,
     ranks: Ranks,
 ) -> None:
     """Draw and score this rank's share of the images; a failure on one rank ends all.
@@ -202,8 +206,9 @@ def _draw_and_score(
     from trainer.evaluate.draw import Drawer
     from trainer.out_of_memory import explain_large_batch
 
+    out = subject.out
     with ranks.together():
-        drawer = Drawer(policy)
+        drawer = Drawer(subject.policy, query=subject.query)
     unknown = drawer.unknown_names([prompt.text for prompt in benchmark.prompts]) if ranks.is_first else []
     if unknown:
         show.notify(
@@ -213,7 +218,7 @@ def _draw_and_score(
     ranks.check_equal(drawer.digest, "digest of the weights; give the same model on every machine")
     with ranks.together():
         if ranks.is_first:
-            runner.prepare(out, conditions(benchmark, policy, drawer.digest, options.seed))
+            runner.prepare(out, conditions(benchmark, subject.policy, drawer.digest, options.seed, subject.query))
             runner.merge_rows(out)
     with ranks.together():
         if not (out / runner.CONDITIONS).exists():
@@ -222,7 +227,7 @@ def _draw_and_score(
     with (
         ranks.together(),
         explain_large_batch(options.batch),
-        SynodClient(url, timeout_s=TIMEOUT_S, retries=RETRIES) as client,
+        SynodClient(subject.url, timeout_s=TIMEOUT_S, retries=RETRIES) as client,
     ):
         runner.run(
             benchmark, own, drawer, client, scorers, out, seed=options.seed, batch=options.batch, rank=ranks.rank
@@ -257,11 +262,20 @@ def resolve(policy: str, suite: str, *, has_concepts: bool = False) -> Subject:
             url = tree.get("trainer", {}).get("rewards", {}).get("url", URL)
             return _personalized(path, suite, url, has_concepts=has_concepts)
         settings = load(path, os.environ)
-        asked = {"template": settings.data.template} if isinstance(settings.data, SyncR1Settings) else {}
+        asked: dict[str, Any] = {}
+        if isinstance(settings.data, SyncR1Settings):
+            asked = {"template": settings.data.template}
+        elif isinstance(settings.data, PromptSettings):
+            asked = {"query": settings.data.query}
         out = settings.run_dir / "evaluation" / f"{suite}-start"
         return Subject(settings.policy, settings.rewards.url, out, **asked)
     if (path / "settings.json").is_file():
         return _run(path, suite)
+    if (path / "connector").is_dir():
+        raise SettingsError(
+            f"POLICY {policy} has a connector: it was trained to draw from a language model (bridge = 'queries'), "
+            "not from its own text encoder; give the run's directory, or its settings TOML"
+        )
     try:
         family = {"family": "flow"} if (path / "model_index.json").is_file() else {}
         chosen = read_policy({"model": policy, **family})
@@ -300,8 +314,10 @@ def _run(run: Path, suite: str) -> Subject:
             table |= {"concepts": (), "train": "all"}
         if table.get("language"):
             table["language"] = {**table["language"], "model": str(trained.resolve() / "language")}
-        template = read_template(settings.get("data", {}).get("textual_template", "plain"))
-        return Subject(read_policy(table), settings["rewards"]["url"], run / "evaluation" / suite, template)
+        data = settings.get("data", {})
+        template = read_template(data.get("textual_template", "plain"))
+        query = data.get("query") if data.get("task") == "prompts" else None  # another's is about an image
+        return Subject(read_policy(table), settings["rewards"]["url"], run / "evaluation" / suite, template, query)
     except ValidationError as error:
         raise toml.settings_error(path, error.errors(), "trainer.policy") from None
     except (ValueError, TypeError, KeyError) as error:
@@ -360,7 +376,9 @@ def check_scorers(served: Sequence[Mapping[str, Any]], scorers: Sequence[str], b
             )
 
 
-def conditions(benchmark: Benchmark, policy: PolicySettings, weights: str, seed: int) -> dict[str, Any]:
+def conditions(
+    benchmark: Benchmark, policy: PolicySettings, weights: str, seed: int, query: str | None = None
+) -> dict[str, Any]:
     """Return what decides an image, as JSON: two runs with equal conditions draw the same images."""
     return {
         "prompts": _digest_of(benchmark.prompts),
@@ -369,6 +387,7 @@ def conditions(benchmark: Benchmark, policy: PolicySettings, weights: str, seed:
         "dtype": policy.dtype,
         "seed": seed,
         **policy.model_dump(include={"resolution", "max_text_length"}),  # of a flow policy
+        **({} if query is None else {"query": query}),
     }
 
 

@@ -17,6 +17,7 @@ from trainer.distributed import device
 from trainer.policy import registry
 from trainer.policy.base import Policy
 from trainer.policy.show_o.policy import ShowO
+from trainer.scenarios import compound, element
 from trainer.settings import PolicySettings
 from trainer.types import Query, Seed
 
@@ -26,11 +27,13 @@ _CHUNK: Final = 2**26  # bytes
 class Drawer:
     """A loaded policy as the runner calls it, on a GPU if there is one.
 
-    `concepts` are the names of concepts that prompts and queries will use. Raises SettingsError, also for a concept
-    that the policy does not know.
+    `concepts` are the names of concepts that prompts and queries will use. `query` is a template with {prompt} that the
+    policy is asked about each prompt first, as `trainer.scenarios.asked_task` does. Raises SettingsError, also for a
+    concept that the policy does not know.
     """
 
-    def __init__(self, settings: PolicySettings, concepts: Collection[str] = ()) -> None:
+    def __init__(self, settings: PolicySettings, concepts: Collection[str] = (), query: str | None = None) -> None:
+        self._query = query
         self._policy = registry.load(settings, concepts=concepts)
         if isinstance(self._policy, ShowO):
             self._policy.log = show.notify  # stdout is the table's
@@ -40,7 +43,7 @@ class Drawer:
     def __call__(self, prompts: Sequence[str], seeds: Sequence[Seed]) -> list[Pixels]:
         """Return a finished image uint8 [H W 3] for each prompt."""
         with torch.inference_mode(), self._policy.evaluating():
-            begun = self._policy.start(prompts, seeds)
+            begun = self._policy.start(self._refined(prompts, seeds), seeds)
             return self._policy.images(self._policy.denoise(begun, self._policy.image_steps))
 
     draw = __call__
@@ -51,6 +54,14 @@ class Drawer:
             return []
         names = dict.fromkeys(name for prompt in prompts for name in re.findall(r"<[^<>|\s]+>", prompt))
         return self._policy.vocab.split(names)
+
+    def _refined(self, prompts: Sequence[str], seeds: Sequence[Seed]) -> Sequence[str]:
+        """Return each prompt with the answer to the query about it; as they are without a query."""
+        if self._query is None:
+            return prompts
+        queries = {prompt: Query(self._query.format(prompt=prompt)) for prompt in prompts}
+        answers = self._policy.answer([queries[prompt] for prompt in prompts], seeds)
+        return [compound(prompt, element(one.text)) for prompt, one in zip(prompts, answers, strict=True)]
 
     def answer(self, queries: Sequence[Query], seeds: Sequence[Seed]) -> list[str]:
         """Return a reply to each query. Raises SettingsError for a policy that only draws."""

@@ -1,8 +1,8 @@
 """The record of a run, written while it trains.
 
     <run_dir>/metrics.jsonl       one JSON object per step; null where nothing was measured, never NaN
-    <run_dir>/samples.jsonl       one JSON object per group: its prompt, and of each image file, score and answer; no
-                                  file before the first group
+    <run_dir>/samples.jsonl       one JSON object per group: its prompt, and of each image file, score and answer (of a
+                                  task that draws nothing, no image file); no file before the first group
     <run_dir>/images/STEP/*.png   the image files
     <run_dir>/tensorboard/        the same numbers, images and texts
     <run_dir>/wandb/              the same numbers, for a project of Weights & Biases, if the settings name one
@@ -83,16 +83,20 @@ class Metrics(AbstractContextManager["Metrics"]):
         if self._wandb is not None:
             self._wandb.log({**found, "step": step})
 
-    def log_samples(self, step: int, group: int, prompt: str, samples: Mapping[str, Sequence[Sample]]) -> None:
-        """Record a group's images by kind, such as "finished" and "rejected". All images have one size.
+    def log_samples(
+        self, step: int, group: int, prompt: str, samples: Mapping[str, Sequence[Sample]], *, has_images: bool = True
+    ) -> None:
+        """Record a group's samples by kind, such as "finished" and "rejected". All images have one size.
 
-        TensorBoard gets the images that are there, so on several ranks those of the groups that rank 0 drew.
+        `has_images` False: the task draws none. TensorBoard gets the images that are there, so on several ranks those
+        of the groups that rank 0 drew.
         """
         save_samples(self._run_dir, step, group, samples)
         name, folder, record = f"group{group}", f"{IMAGES}/{step:06d}", dict[str, Any]()
         for kind, found in samples.items():
             record[kind] = [
-                {"image": f"{folder}/{image_name(f'{name}-{kind}', i)}", "score": sample.score, "answer": sample.answer}
+                ({"image": f"{folder}/{image_name(f'{name}-{kind}', i)}"} if has_images else {})
+                | {"score": sample.score, "answer": sample.answer}
                 | ({"components": dict(sample.components)} if sample.components else {})
                 | ({"tokens": sample.tokens} if sample.tokens else {})
                 for i, sample in enumerate(found)

@@ -309,7 +309,7 @@ def _evaluation_chart(paths: Sequence[Path], found: Sequence[Evaluation], steps:
 
 
 def last_groups(run_dir: Path) -> dict[str, Any] | None:
-    """Return the images, scores and answers of the last recorded step."""
+    """Return the images, scores and answers of the last recorded step; `data` is None where nothing is drawn."""
     records = read(run_dir, SAMPLES)
     if not records:
         return None
@@ -319,7 +319,11 @@ def last_groups(run_dir: Path) -> dict[str, Any] | None:
             "title": record["prompt"],
             "rows": {
                 kind: [
-                    {**sample, "data": _embed(run_dir / sample["image"]), "caption": show(sample["score"])}
+                    {
+                        **sample,
+                        "data": _embed(run_dir / sample["image"]) if "image" in sample else None,
+                        "caption": show(sample["score"]),
+                    }
                     for sample in samples
                 ]
                 for kind, samples in record["samples"].items()

@@ -128,7 +128,8 @@ def log_images(metrics: Metrics | None, run_dir: Path, step: int, groups: Sequen
     for index, group in enumerate(groups):
         if metrics is not None:
             task = group.previews.task
-            metrics.log_samples(step, index, f"{task.key}: {task.prompt.text}", _samples(group))
+            title, has_images = f"{task.key}: {task.prompt.text}", bool(task.draws)
+            metrics.log_samples(step, index, title, _samples(group), has_images=has_images)
         elif group.is_ours:
             save_samples(run_dir, step, index, _samples(group))
 

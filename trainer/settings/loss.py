@@ -68,6 +68,11 @@ class LossSettings(Node):
         """Return the loss of one modality."""
         return self.text if kind == "text" else self.image
 
+    @property
+    def rates(self) -> dict[Literal["text", "image"], float]:
+        """The learning rates of the modalities that have their own."""
+        return {kind: lr for kind in ("text", "image") if (lr := self.of(kind).lr) is not None}
+
 
 class OptimizerSettings(Node):
     """AdamW. The learning rate rises linearly over `warmup_steps` to `lr`.

@@ -74,6 +74,11 @@ class ShowOSettings(Node):
         return "text", "image"
 
     @property
+    def apart(self) -> tuple[Literal["text", "image"], ...]:
+        """The modalities with trained parameters that sample them alone: none, one model samples both."""
+        return ()
+
+    @property
     def image_steps(self) -> int:
         """T, the number of sampling steps of an image."""
         return self.sampler.denoising_steps
@@ -178,6 +183,12 @@ class FlowSettings(Node):
     def learning(self) -> tuple[Literal["text", "image"], ...]:
         """The modalities whose decisions have a gradient: with the bridge "queries", images train the language too."""
         return ("text", "image") if self.language is not None and self.language.bridge == "queries" else self.trained
+
+    @property
+    def apart(self) -> tuple[Literal["text", "image"], ...]:
+        """The modalities with trained parameters that sample them alone."""
+        shared = self.language is not None and self.language.bridge == "queries"
+        return tuple(kind for kind in self.trained if kind == "image" or not shared)
 
     @property
     def image_steps(self) -> int:

@@ -243,6 +243,18 @@ class TrainerSettings(Node):
         return self
 
     @model_validator(mode="after")
+    def _rates_of_parameters_that_are_trained(self) -> TrainerSettings:
+        wrong = [(kind, lr) for kind, lr in self.loss.rates.items() if kind not in self.policy.apart]
+        if wrong:
+            (kind, lr), *_ = wrong
+            other = ", or see policy.trains and policy.language" if self.policy.family == "flow" else ""
+            raise ValueError(
+                f"loss.{kind}.lr = {lr:g}, but this policy trains no parameters that sample {kind}s alone; remove it "
+                f"and give optimizer.lr{other}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rollouts_have_what_is_trained(self) -> TrainerSettings:
         if self.policy.family != "flow" or self.policy.language is None:
             return self

@@ -214,7 +214,7 @@ def test_a_flow_policy_learns_in_the_same_loop(
         LOSS__SCALE="own_length",
         LOSS__STEP_SCALE=step_scale,
         LOSS__NORMALISE="group_std",
-        LOSS__IMAGE__LR="0.15",
+        OPTIMIZER__LR="0.15",
         LOSS__IMAGE__BETA="4e-3",
         LOSS__IMAGE__CLIP="1e-4",
     )

@@ -35,7 +35,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr("trainer.train.log_images", lambda *_: None)  # most of the time
     return {
         "DATA__GENEVAL_SHARE": "1.0",
-        "LOSS__IMAGE__LR": "0.1",
+        "OPTIMIZER__LR": "0.1",
         "LOSS__IMAGE__BETA": "1e-3",
         "CHECKPOINT_EVERY": "20",
     }

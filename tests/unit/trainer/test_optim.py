@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from synod.errors import SettingsError
-from tests.unit.trainer.loops import MakePolicy, MakeSettings
+from tests.unit.trainer.loops import MakeSettings
+from tests.unit.trainer.tiny_flow import FLOW, TEXT
 from trainer.optim import learning_rates, lr_factor, make_optimizer
 from trainer.policy.base import ParameterGroup, Policy
-from trainer.settings import OptimizerSettings
+from trainer.settings import OptimizerSettings, TrainerSettings
+from trainer.types import MODALITIES
 
 
 def factors(schedule: str, warmup_steps: int, steps: int) -> list[float]:
@@ -65,26 +68,70 @@ class TwoParts:
         return self.groups
 
 
-def test_each_modality_has_its_learning_rate(tiny_settings: MakeSettings) -> None:
+@pytest.fixture
+def joint_settings(settings_from: Callable[..., TrainerSettings]) -> MakeSettings:
+    """Of a pipeline with a language model."""
+    return lambda **overrides: settings_from(
+        TEXT, **{**FLOW, "DATA__GENEVAL_SHARE": "0.5", "POLICY__LANGUAGE__MODEL": "x", **overrides}
+    )
+
+
+def test_each_modality_has_its_learning_rate(joint_settings: MakeSettings) -> None:
     rates = {"LOSS__TEXT__LR": "2e-3", "LOSS__IMAGE__LR": "4e-3", "OPTIMIZER__LR": "8e-3"}
-    settings = tiny_settings(**rates, STEPS="4", OPTIMIZER__SCHEDULE="linear")
+    settings = joint_settings(**rates, STEPS="4", OPTIMIZER__SCHEDULE="linear")
     policy = cast(Policy, TwoParts("text", None, "image"))
     assert [group["lr"] for group in make_optimizer(policy, settings).param_groups] == [2e-3, 8e-3, 4e-3]
     for step, factor in ((1, 0.75), (2, 0.5), (0, 1)):
         assert learning_rates(policy, settings, step) == [factor * rate for rate in (2e-3, 8e-3, 4e-3)]
-    only_text = tiny_settings(LOSS__TEXT__LR="2e-3", OPTIMIZER__LR="8e-3")
+    only_text = joint_settings(LOSS__TEXT__LR="2e-3", OPTIMIZER__LR="8e-3")
     optimizer = make_optimizer(cast(Policy, TwoParts("text", "image")), only_text)
     assert [group["lr"] for group in optimizer.param_groups] == [2e-3, 8e-3]
 
 
-def test_a_rate_without_parameters_is_refused(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
-    with pytest.raises(
-        SettingsError, match=r"\[trainer\.loss\.text\] lr = 5e-07, but this policy samples texts and images"
-    ):
-        make_optimizer(make_policy(), tiny_settings(LOSS__TEXT__LR="5e-7"))
+def test_a_rate_without_parameters_is_refused(joint_settings: MakeSettings) -> None:
+    message = r"\[trainer\.loss\.text\] lr = 5e-07, but this policy samples texts and .* give \[trainer\.optimizer\]"
+    with pytest.raises(SettingsError, match=message):
+        make_optimizer(cast(Policy, TwoParts(None)), joint_settings(LOSS__TEXT__LR="5e-7"))
 
 
-def test_a_rate_of_a_model_that_is_not_trained_is_refused(tiny_settings: MakeSettings) -> None:
-    settings = tiny_settings(LOSS__IMAGE__LR="1e-4")
+def test_a_rate_of_a_model_that_is_not_trained_is_refused(joint_settings: MakeSettings) -> None:
+    settings = joint_settings(LOSS__IMAGE__LR="1e-4")
     with pytest.raises(SettingsError, match=r"\[trainer\.loss\.image\] lr = 0.0001, but .* trains nothing"):
         make_optimizer(cast(Policy, TwoParts("text")), settings)
+
+
+QUERIES = {"POLICY__LANGUAGE__BRIDGE": "queries"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "accepted"),
+    [
+        ({}, {"text", "image"}),
+        ({"POLICY__TRAINS": '["image"]'}, {"image"}),
+        ({"POLICY__TRAINS": '["text"]'}, {"text"}),
+        (QUERIES, {"image"}),  # the language model samples images, too
+        ({**QUERIES, "POLICY__TRAINS": '["text"]'}, set()),
+    ],
+)
+def test_settings_refuse_a_rate_of_no_parameters(
+    joint_settings: MakeSettings, policy: dict[str, str], accepted: set[str]
+) -> None:
+    """Before a model is loaded and evaluated."""
+    for kind in MODALITIES:
+        rate = {f"LOSS__{kind.upper()}__LR": "1e-4"}
+        if kind in accepted:
+            assert joint_settings(**policy, **rate).loss.rates == {kind: 1e-4}
+            continue
+        with pytest.raises(SettingsError, match=rf"loss\.{kind}\.lr = 0\.0001, but .* policy\.trains and"):
+            joint_settings(**policy, **rate)
+
+
+def test_settings_of_one_model_have_one_rate(
+    tiny_settings: MakeSettings, settings_from: Callable[..., TrainerSettings]
+) -> None:
+    for kind in ("TEXT", "IMAGE"):
+        with pytest.raises(SettingsError, match=r"sample \w+s alone; remove it and give optimizer\.lr"):
+            tiny_settings(**{f"LOSS__{kind}__LR": "1e-4"})
+    assert settings_from(TEXT, **FLOW, LOSS__IMAGE__LR="1e-4").loss.rates == {"image": 1e-4}
+    with pytest.raises(SettingsError, match=r"loss\.text\.lr = 0\.0001"):
+        settings_from(TEXT, **FLOW, LOSS__TEXT__LR="1e-4")

@@ -22,6 +22,9 @@ from trainer.data.source import wanted_rewards
 from trainer.evaluate.heldout import conditions, evaluate, held_out
 from trainer.groups import ScoredGroup
 from trainer.policy.flow.segments import Sampler
+from trainer.report.metrics import SAMPLES, Metrics, read
+from trainer.report.page import write_report
+from trainer.report.records import log_images
 from trainer.scenarios import element, feedback, reward_item, surrogate_item
 from trainer.settings import FlowSettings, TrainerSettings, load
 from trainer.types import RewardSpec
@@ -290,6 +293,21 @@ def test_trains_without_its_model_is_refused(tmp_path: Path, trains: list[str]) 
         policy = TrainerSettings.model_validate(settings).policy
         assert isinstance(policy, FlowSettings)
         assert policy.trained == ("image",)
+
+
+def test_samples_of_questions_name_no_image(tmp_path: Path, toy: FlowToy) -> None:
+    """Nor does the page show one."""
+    group, _ = drawn(settings_of(tmp_path, "questions"), toy)
+    run = tmp_path / "run"
+    with Metrics(run) as metrics:
+        log_images(metrics, run, 0, [group])
+    (record,) = read(run, SAMPLES)
+    assert [(one["answer"], "image" in one) for one in record["samples"]["finished"]] == [
+        (answer, False) for answer in group.answers
+    ]
+    page = write_report(run).read_text()
+    assert "<img" not in page
+    assert all(f": {answer}</div>" in page for answer in group.answers)
 
 
 def test_evaluations_by_another_query_are_not_comparable(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from synod.contracts import ScoreFailure
-from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakePolicy, MakeSettings, draw, equal, every_slope, reference, weights
 from tests.unit.trainer.reward_services import Judge
 from trainer.algorithms.advantage import Slope
@@ -310,11 +309,6 @@ def test_groups_without_spread_are_counted(policy: ShowO, tiny_settings: MakeSet
     assert (found.flat, found.skipped) == (1, 0)
 
 
-def test_a_learning_rate_needs_parameters_of_its_own(policy: ShowO, tiny_settings: MakeSettings) -> None:
-    with pytest.raises(SettingsError, match=r"\[trainer\.loss\.text\] lr = 1e-05, but .* give \[trainer\.optimizer\]"):
-        make_optimizer(policy, tiny_settings(LOSS__TEXT__LR="1e-5"))
-
-
 def test_a_missing_reward_equals_a_group_without_it(
     policy: ShowO, make_policy: MakePolicy, tiny_settings: MakeSettings
 ) -> None:
@@ -379,6 +373,19 @@ def test_a_flat_group_has_no_normalised_gradient(make_policy: MakePolicy, tiny_s
     found = update(policy, settings, groups, [flat, one])
     assert (found.flat, found.skipped, found.grad_norm) == (1, 1, 0)
     assert found.advantage_abs == {"text": 0, "image": 0}
+
+
+def test_groups_without_text_have_no_advantage_of_text(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:
+    """As GenEval's, which are drawn as they are."""
+    settings = tiny_settings(**TWO, **NO_KL, **STILL, LOSS__CREDIT="total")
+    policy = make_policy()
+    (first, second), _ = draw(policy, Judge(), settings)
+    silent = replace(second, previews=replace(second.previews, task=replace(second.previews.task, query=None)))
+    rewards = [given(0.0, 0.0, 1.5), given(0.0, 0.0, 3.0)]  # mean |advantage| 2/3 and 4/3
+    both, one = (update(policy, settings, [first, other], rewards) for other in (second, silent))
+    assert both.advantage_abs == pytest.approx({"text": 1.0, "image": 1.0})
+    assert one.advantage_abs == pytest.approx({"text": 2 / 3, "image": 1.0})
+    assert update(policy, settings, [silent], rewards[1:]).advantage_abs["text"] is None
 
 
 def test_a_group_with_too_few_rewards_is_skipped(make_policy: MakePolicy, tiny_settings: MakeSettings) -> None:

@@ -75,7 +75,7 @@ COMMON: Final = {
 }
 OF_FAMILY: Final = {
     "show_o": {"DATA__GENEVAL_SHARE": "0.3333", "OPTIMIZER__LR": "0.01"},
-    "gaussian": {"DATA__GENEVAL_SHARE": "1.0", "LOSS__IMAGE__LR": "0.1", "LOSS__IMAGE__BETA": "1e-3"},
+    "gaussian": {"DATA__GENEVAL_SHARE": "1.0", "OPTIMIZER__LR": "0.1", "LOSS__IMAGE__BETA": "1e-3"},
     "flow": {**FLOW, "POLICY__MODEL": '"./sd3"', "LOSS__IMAGE__LR": "100", "LOSS__IMAGE__BETA": "1e-3"},
     "joint": {  # a language model that answers before a flow draws: UniRL-Zero's scenario 5
         "POLICY__FAMILY": "flow",

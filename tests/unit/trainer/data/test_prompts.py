@@ -92,6 +92,40 @@ def test_repeated_prompts_are_kept_once(tmp_path: Path) -> None:
     assert said == [f"{path}: 2 of 4 prompts repeat an earlier one and are left out"]
 
 
+EDIT = {"prompt": "make it snow", "image": "a.png"}
+QUESTION = {"question": "Is it red?", "segments": ["Yes", "No"], "truth": [1, 0]}
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "task", "unread"),
+    [
+        (EDIT | {"reverse_prompt": "remove the snow"}, "prompt", "edits", "image"),
+        (EDIT | {"target_caption": "a cat in snow"}, "prompt", "edits", "image"),
+        (EDIT | {"caption": "a cat"}, "prompt", "edits", "image"),
+        (QUESTION | {"image": "a.png"}, "question", "questions", "image"),
+        (QUESTION, "question", "questions", "segments"),
+        ({"prompt": "two cats", "image": "a.png", "truth": False}, "prompt", "reflection", "image"),
+    ],
+)
+def test_lines_of_another_task_are_refused(
+    tmp_path: Path, line: dict[str, object], column: str, task: str, unread: str
+) -> None:
+    rows = {name: [value] for name, value in line.items()}
+    for path, where in ((write(tmp_path, "a.jsonl", [line]), ":1"), (write(tmp_path, "a.parquet", rows), "")):
+        with pytest.raises(SettingsError) as caught:
+            read_prompts(path, column)
+        expected = f"{path}{where}: a line of data.task '{task}': its {unread} would not be read; give that task"
+        assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize("line", [{"image": "a.png", "caption": "a cat"}, {"prompt": "a cat", "caption": "a dog"}])
+def test_captions_of_images_may_be_drawn(tmp_path: Path, line: dict[str, object]) -> None:
+    """If `column` names them, or if they have no image."""
+    paths = write(tmp_path, "a.jsonl", [line]), write(tmp_path, "a.parquet", {name: [v] for name, v in line.items()})
+    column = "prompt" if "prompt" in line else "caption"
+    assert [[one.text for one in read_prompts(path, column)] for path in paths] == [["a cat"]] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "content", "column", "message"),
     [

@@ -18,15 +18,23 @@ from torch.distributed.run import get_args_parser
 
 from synod import cli
 from synod.errors import SettingsError, SynodError
+from synod.images import encode_png
 from tests.unit.trainer.evaluate.scoring_service import Service, connect
 from tests.unit.trainer.loops import MakePolicy, MakeSettings
+from tests.unit.trainer.tiny_run import TINY, make_settings
 from trainer.__main__ import main
-from trainer.evaluate import command
+from trainer.clock import Clock
+from trainer.evaluate import command, runner
 from trainer.evaluate.command import _parser
 from trainer.evaluate.draw import digest_of
+from trainer.evaluate.runner import EVALUATION
+from trainer.policy import registry
 from trainer.policy.show_o.policy import ShowO
+from trainer.scenarios import asked_task
 from trainer.settings import ShowOSettings, TrainerSettings, load
 from trainer.settings.data import TEMPLATES
+from trainer.turns import finish_turns, start
+from trainer.types import Prompt, RewardSpec
 
 ROOT = Path(__file__).parents[4]
 LINES = [
@@ -34,6 +42,7 @@ LINES = [
     for tag in ("colors", "counting")
     for n in range(3)
 ]
+QUERY = "Describe {prompt}"
 Evaluate = Callable[..., int]
 
 
@@ -160,6 +169,45 @@ def test_a_run_is_evaluated_without_the_tokenizer_it_was_trained_with(
     run = run_of(world, settings)  # the directory of `vq` is not there any more
     assert (run / "policy/vq").is_dir()
     assert command.resolve("run", "prompts").policy.vq is None
+
+
+def test_a_policy_that_is_asked_first_is_evaluated_with_its_answers(
+    evaluate: Evaluate, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it was trained; of a run and of a settings TOML."""
+    data = f'prompts = "./prompts.txt"\nheldout = "./prompts.txt"\nquery = "{QUERY}"\n'
+    rewards = '[trainer.rewards]\nscorers = { ber = 1.0 }\nsurrogate = "ber"\n'
+    settings = make_settings(world, TINY + rewards, data=data)
+    assert command.resolve("train.toml", "prompts").query == QUERY
+    run = run_of(world, settings)
+    options = ["--suite", "prompts", "--prompts", "prompts.txt", "--scorers", "ber", "--images", "2"]
+    assert evaluate("run", *options) == 0
+    assert "answer to the query of its settings" in capsys.readouterr().err
+    out = run / "evaluation/prompts"
+    assert json.loads((out / "evaluation.json").read_text())["query"] == QUERY
+
+    policy = registry.load(command.resolve("run", "prompts").policy)
+    prompts = ["a red cat", "a blue dog", "a green bird"] * 2
+    seeds = [(0, EVALUATION, i % 3, i // 3) for i in range(6)]
+    tasks = [asked_task(Prompt(text, "prompt"), QUERY, RewardSpec({"ber": 1.0})) for text in prompts]
+    with torch.inference_mode(), policy.evaluating():
+        rollouts, drawn = finish_turns(policy, tasks, start(policy, tasks, seeds, Clock()), Clock())
+        bare = policy.images(policy.denoise(policy.start(prompts, seeds), policy.image_steps))
+    changed = [not np.array_equal(image, plain) for (image,), plain in zip(drawn, bare, strict=True)]
+    assert any(changed)
+    assert [bool(rollout.answer) for rollout in rollouts] == changed
+    files = [out / runner.Image(i % 3, i // 3).file for i in range(6)]
+    assert [file.read_bytes() for file in files] == [encode_png(image) for (image,) in drawn]
+
+
+def test_a_pipeline_with_a_connector_needs_its_language_model(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its text encoder is not what it was trained with."""
+    Path("policy/connector").mkdir(parents=True)
+    Path("policy/model_index.json").write_text("{}")
+    assert evaluate("policy", "--suite", "geneval") == 2
+    assert "policy has a connector: it was trained to draw from a language model" in capsys.readouterr().err
 
 
 def test_other_weights_do_not_resume(
