@@ -180,28 +180,46 @@ def load(source: str | Path, max_new_tokens: int, *, checkpointing: bool = False
     With `checkpointing`, the activations of each layer are computed twice rather than kept for the backward pass.
     Raises SettingsError for files that are missing, cannot be read or have no chat template.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    directory = directory_of(source, what="language model")
-    try:
-        model, found = AutoModelForImageTextToText.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-        processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
-        cause = str(error).strip().partition("\n")[0]
-        raise SettingsError(
-            f"language model '{source}' cannot be read ({cause}); give one that AutoModelForImageTextToText reads"
-        ) from None
-    if found["missing_keys"]:
-        names = ", ".join(sorted(found["missing_keys"])[:3])
-        raise SettingsError(f"language model '{source}' lacks {names}; give the weights of its config.json")
-    if not getattr(processor, "chat_template", None):
-        raise SettingsError(f"language model '{source}' has no chat template; give an instruction-tuned model")
     from transformers import GenerationConfig
 
+    processor, model = _read_parts(source)
     language = Language(processor, model.config, model.generation_config, max_new_tokens, str(source))
     if checkpointing:
         model.activation_checkpointing_enable()
     model.generation_config = GenerationConfig()  # its own may change what is sampled, as a repetition penalty does
     return model.eval(), language
+
+
+def check(source: str | Path) -> None:
+    """Check what `load` checks, and keep no weights; downloads what is missing. Raises SettingsError."""
+    _read_parts(source, device_map="meta")
+
+
+def _read_parts(source: str | Path, **options: Any) -> tuple[Any, Any]:
+    """Return the processor and the model; `options` are those of the model's `from_pretrained`."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    directory = directory_of(source, what="language model")
+    with _reading(source):
+        processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
+    if not getattr(processor, "chat_template", None):
+        raise SettingsError(f"language model '{source}' has no chat template; give an instruction-tuned model")
+    with _reading(source):
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
+        )
+    if found["missing_keys"]:
+        names = ", ".join(sorted(found["missing_keys"])[:3])
+        raise SettingsError(f"language model '{source}' lacks {names}; give the weights of its config.json")
+    return processor, model
+
+
+@contextmanager
+def _reading(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        cause = str(error).strip().partition("\n")[0]
+        raise SettingsError(
+            f"language model '{source}' cannot be read ({cause}); give one that AutoModelForImageTextToText reads"
+        ) from None
