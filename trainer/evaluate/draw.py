@@ -15,6 +15,7 @@ from synod.scoring import show
 from trainer.distributed import device
 from trainer.policy import registry
 from trainer.policy.base import Policy
+from trainer.policy.flow.policy import FlowPolicy
 from trainer.policy.show_o.policy import ShowO
 from trainer.settings import PolicySettings
 from trainer.types import Query, Seed
@@ -31,7 +32,7 @@ class Drawer:
 
     def __init__(self, settings: PolicySettings, concepts: Collection[str] = ()) -> None:
         self._policy = registry.load(settings, concepts=concepts)
-        if isinstance(self._policy, ShowO):
+        if isinstance(self._policy, ShowO | FlowPolicy):
             self._policy.log = show.notify  # stdout is the table's
         self.digest = digest_of(self._policy)
         self._policy.to(device())
