@@ -1,7 +1,8 @@
 """A language model next to a flow-matching pipeline: it answers queries, and its answers become part of the prompt.
 
 Any directory or hub id that AutoModelForImageTextToText reads, such as Qwen2.5-VL. Answers are sampled at temperature
-1 over all tokens but those that stand for images. Control tokens within a query or an answer are read as text.
+1 over all tokens but those that stand for images. Control tokens within a query or an answer are read as text. Images
+are shrunk to LONGEST_SIDE.
 Suffixes: B answers, S their tokens, V the vocabulary.
 """
 
@@ -10,18 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from synod.contracts import Pixels
 from synod.errors import SettingsError
 from trainer.policy.base import TextSegment, TokenLogp
 from trainer.policy.flow.texts import as_text, control_tokens
 from trainer.policy.weights import directory_of
 from trainer.types import Query
 
+LONGEST_SIDE: Final = 672  # pixels of an image, as UniRL-Zero gives a source to its language model
 _IMAGE_TOKENS = ("image_token_id", "video_token_id", "image_token_index")  # in the configurations of transformers
 
 
@@ -96,7 +99,7 @@ class Language:
             if values.shape == read:  # an entry for each token; others mark image tokens, and 0 is text
                 rows = torch.cat((rows, tails.get(name, torch.zeros_like(ids)).to(rows)), 1)
             inputs[name] = rows
-        with _recomputing(model):
+        with recomputing(model):
             logits: Tensor = model(**inputs, logits_to_keep=ids.shape[1] + 1, use_cache=False).logits
         return logits[:, :-1]
 
@@ -123,7 +126,7 @@ class Language:
         self.processor.save_pretrained(directory)
 
     def _ask(self, model: Any, query: Query) -> dict[str, Tensor]:
-        image = [] if query.image is None else [{"type": "image", "image": Image.fromarray(query.image)}]
+        image = [] if query.image is None else [{"type": "image", "image": _shrunk(query.image)}]
         text = as_text(query.text, self._control)
         inputs = self.processor.apply_chat_template(
             [[{"role": "user", "content": [*image, {"type": "text", "text": text}]}]],
@@ -139,6 +142,13 @@ class Language:
         length = int(ends[0]) + 1 if len(ends) else len(ids_S)
         text = self.processor.tokenizer.decode(ids_S[:length], skip_special_tokens=True)
         return TextSegment(query, ids_S[:length], logp_S[:length], text)
+
+
+def _shrunk(image: Pixels) -> Image.Image:
+    """Return the image with no side longer than LONGEST_SIDE and its proportions kept; a smaller one as it is."""
+    found = Image.fromarray(image)
+    found.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return found
 
 
 class _Drawing:
@@ -159,7 +169,7 @@ class _Drawing:
 
 
 @contextmanager
-def _recomputing(model: Any) -> Iterator[None]:
+def recomputing(model: Any) -> Iterator[None]:
     """Let the layers of a model with checkpointing compute their activations twice in a pass that has a gradient.
 
     transformers has them do so while they train. The modules inside a layer stay as they are: without dropout.
