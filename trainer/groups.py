@@ -50,7 +50,7 @@ class ScoredGroup:
 
     A group that another rank drew has its scores, rewards and answers, but no rollouts and no images. `audit` has the
     rewards of `previews.audited`, which are not part of the group. `found_flat` is that rank's `is_flat`, so that
-    all ranks replace the same groups, though machines may round differently.
+    all ranks replace the same groups, though machines may round differently. `found_cut` is that rank's `text_cut`.
     """
 
     previews: Previews
@@ -60,6 +60,12 @@ class ScoredGroup:
     answers: tuple[str, ...]
     audit: tuple[Reward, ...] = ()
     found_flat: bool | None = None
+    found_cut: int = 0
+
+    @property
+    def text_cut(self) -> int:
+        """How many rollouts have a prompt that the policy did not read to its end."""
+        return sum(rollout.num_cut > 0 for rollout in self.rollouts) if self.is_ours else self.found_cut
 
     @property
     def is_ours(self) -> bool:
@@ -113,6 +119,7 @@ def to_document(group: ScoredGroup) -> dict[str, Any]:
         "audit": audit,
         "answers": group.answers,
         "flat": group.is_flat,
+        "cut": group.text_cut,
     }
 
 
@@ -143,4 +150,5 @@ def from_document(task: Task, document: Mapping[str, Any]) -> ScoredGroup:
         )
         for name in ("rewards", "audit")
     )
-    return ScoredGroup(previews, (), (), rewards, tuple(document["answers"]), audit, document["flat"])
+    answers = tuple(document["answers"])
+    return ScoredGroup(previews, (), (), rewards, answers, audit, document["flat"], document["cut"])

@@ -240,7 +240,7 @@ class Rollout:
 
     @property
     def num_cut(self) -> int:
-        """How many tokens of its prompts did not fit; 0 of a policy that reads prompts of any length."""
+        """How many tokens of the prompts of its images the policy did not read; 0 if it reads prompts of any length."""
         return sum(int(getattr(segment, "num_cut", 0)) for segment in self.segments)
 
     def with_image(self, image: Segment) -> Rollout:

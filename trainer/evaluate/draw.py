@@ -16,6 +16,7 @@ from synod.scoring import show
 from trainer.distributed import device
 from trainer.policy import registry
 from trainer.policy.base import Policy
+from trainer.policy.flow.policy import FlowPolicy
 from trainer.policy.show_o.policy import ShowO
 from trainer.scenarios import compound, element
 from trainer.settings import PolicySettings
@@ -35,7 +36,7 @@ class Drawer:
     def __init__(self, settings: PolicySettings, concepts: Collection[str] = (), query: str | None = None) -> None:
         self._query = query
         self._policy = registry.load(settings, concepts=concepts)
-        if isinstance(self._policy, ShowO):
+        if isinstance(self._policy, ShowO | FlowPolicy):
             self._policy.log = show.notify  # stdout is the table's
         self.digest = digest_of(self._policy)
         self._policy.to(device())

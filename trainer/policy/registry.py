@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from synod.contracts import Pixels
 from synod.errors import SettingsError
@@ -16,6 +16,9 @@ from trainer.policy.show_o import loading, ranking
 from trainer.policy.show_o.policy import Sampling, ShowO
 from trainer.policy.weights import Source
 from trainer.settings import FlowSettings, PolicySettings, ShowOSettings
+
+if TYPE_CHECKING:
+    from trainer.policy.flow.loading import Parts
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,8 @@ def _load_flow(settings: FlowSettings, seed: int, concepts: Collection[str]) -> 
 
     chosen, kind = settings.sampler, cast(Callable[..., FlowPolicy], FlowPolicy)
     if settings.language is not None:
-        own = settings.language
-        linked = connector.load(_bridge(settings)) if own.bridge == "queries" else None
+        own, parts = settings.language, _flow_parts(settings)  # a mistake there is found before weights are read
+        linked = connector.load(_bridge(settings, parts)) if own.bridge == "queries" else None
         words = language.load(own.model, own.max_new_tokens, checkpointing=settings.checkpointing)
         kind = partial(JointPolicy, *words, settings.trained, linked)
     policy = flow.load(
@@ -142,31 +145,33 @@ def _check_targets(policy: Policy, settings: FlowSettings) -> None:
             )
 
 
-def _bridge(settings: FlowSettings) -> Path:
+def _flow_parts(settings: FlowSettings) -> Parts:
     from trainer.policy.flow import loading as flow
+
+    return flow.Parts.find(settings.model, settings.resolution, settings.max_text_length, has_edits=settings.edits)
+
+
+def _bridge(settings: FlowSettings, parts: Parts) -> Path:
     from trainer.policy.flow.joint import check_bridge
 
     assert settings.language is not None
-    parts = flow.Parts.find(settings.model, settings.resolution, settings.max_text_length)
     return check_bridge(settings.model, settings.language.model, parts.configs["transformer"])
 
 
 def _flow_sources(settings: FlowSettings) -> list[Source]:
-    from trainer.policy.flow import loading as flow
-
     words = [] if settings.language is None else [Source("policy.language.model", settings.language.model)]
-    return flow.Parts.find(settings.model, settings.resolution, settings.max_text_length).sources() + words
+    return _flow_parts(settings).sources() + words
 
 
 def _check_flow(settings: FlowSettings, concepts: Collection[str]) -> None:
-    from trainer.policy.flow import edits
+    from trainer.policy.flow import connector, language
     from trainer.policy.flow import loading as flow
 
-    if settings.language is not None and settings.language.bridge == "queries":
-        _bridge(settings)
-    parts = flow.Parts.find(settings.model, settings.resolution, settings.max_text_length)
-    if settings.edits:
-        edits.check_editor(parts.pipeline.transformer, settings.model)
+    parts = _flow_parts(settings)
+    if settings.language is not None:
+        if settings.language.bridge == "queries":
+            connector.check(_bridge(settings, parts))
+        language.check(settings.language.model)
     flow.check(parts)
 
 

@@ -30,7 +30,7 @@ CHARTS: Final[Mapping[str, Mapping[str, str]]] = {
     "Previews and kept images in a step": {"previews": "previews", "kept": "kept"},
     "Denoising steps saved by screening (share)": {"saved": "denoising_steps_saved_ratio"},
     "Loss": {"text": "loss_text", "image": "loss_image"},
-    "KL to the reference (k3)": {"text": "kl_text", "image": "kl_image"},
+    "KL to the reference": {"text": "kl_text", "image": "kl_image"},
     "Clipped decisions (share)": {"text": "clip_fraction_text", "image": "clip_fraction_image"},
     "Largest ratio": {"text": "ratio_max_text", "image": "ratio_max_image"},
     "Cosine between the gradients of two groups": {"text": "gradient_cosine_text", "image": "gradient_cosine_image"},

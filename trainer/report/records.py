@@ -42,10 +42,10 @@ def step_record(
     without a reward, `flat` the groups whose rewards are all equal, and `replaced` the flat groups that others
     replaced, which no other figure counts. `kl_image_by_step` is the mean KL of each sampling step of an image that has
     decisions, in order (of a flow policy its SDE steps), None for one that `loss_step_fraction` left out, and None in
-    all without a KL term. `reply_length` is the mean number of characters of the answers, and
-    `text_cut` counts the kept images of this rank whose prompt did not fit the policy's text block. `lr` is that of
-    parameters without a rate of their modality. `laps` are those of every rank; `seconds` is rank 0's. `audit` has the
-    figures of the screen's audit up to this step.
+    all without a KL term. `reply_length` is the mean number of characters of the answers, and `text_cut` counts the
+    kept rollouts with a prompt of an image that the policy did not read to its end. `lr` is that of parameters without
+    a rate of their modality. `laps` are those of every rank; `seconds` is rank 0's. `audit` has the figures of the
+    screen's audit up to this step.
     """
     found = [reward for group in groups for reward in group.rewards]
     values = [reward.value for reward in found if reward.value is not None]
@@ -83,7 +83,7 @@ def step_record(
         "capped": sum(group.previews.capped for group in groups),
         "masked": len(found) - len(values),
         "reply_length": _mean([float(len(answer)) for g in groups if g.previews.task.query for answer in g.answers]),
-        "text_cut": sum(r.num_cut > 0 for g in groups for r in g.rollouts),
+        "text_cut": sum(group.text_cut for group in groups),
         "skipped": update.skipped,
         "flat": update.flat,
         "replaced": replaced,

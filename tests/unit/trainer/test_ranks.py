@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from synod.errors import InvalidRequest, SettingsError
 from tests.unit.trainer.loops import AUTO, MakeSettings, lines
@@ -25,6 +26,7 @@ from tests.unit.trainer.test_run import ready  # noqa: F401
 from tests.unit.trainer.world_two import (
     LIMITS,
     ROUNDED,
+    STEPS,
     Case,
     Figures,
     compare,
@@ -40,6 +42,8 @@ from trainer import run as run_module
 from trainer.algorithms.losses import LossStats
 from trainer.distributed import ONE_RANK, Ranks
 from trainer.errors import RewardServiceUnavailable
+from trainer.policy.flow import loading
+from trainer.policy.lora import ADAPTER_FILE
 from trainer.settings import TrainerSettings
 from trainer.state import TrainState
 
@@ -49,16 +53,18 @@ KINDS: tuple[dict[str, Any], ...] = ({}, {"trained": "lora"}, {"family": "gaussi
 GAUSSIAN, SPLIT = Case(family="gaussian"), Case(family="gaussian", mode="shard")
 UNEVEN = Case(family="gaussian", options={"PROMPTS_PER_STEP": "2", "SEED": "38"})  # one group a rank
 MOVING = Case(family="gaussian", options={**AUTO, "STEPS": "4", "PROMPTS_PER_STEP": "2"})
+SPLIT_FLOWS = (Case(family="flow", mode="shard"), Case(family="flow", trained="lora", mode="shard"))
 CASES = (
     *(Case(mode=mode, **kind) for mode in ("replicate", "shard") for kind in KINDS),
     UNEVEN,
     Case(family="gaussian", options={"OPTIMIZER__EMA": "0.9"}),
     MOVING,
     Case(family="flow"),
-    Case(family="flow", trained="lora", mode="shard"),
+    *SPLIT_FLOWS,
     Case(family="joint"),
 )
 RESUMED = (Case(), SPLIT)
+SAVED = {"full": "transformer/diffusion_pytorch_model.safetensors", "lora": f"adapter/{ADAPTER_FILE}"}
 
 
 def _raise(error: Exception, *_: object) -> Any:
@@ -105,7 +111,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     }
     planted = {name: GAUSSIAN.settings(folder, f"two-{name}") for name in PLANTED}
     resumed = {case.name: _resumed(folder, case) for case in RESUMED}
-    figures = compare(CASES, folder, _check, failing, planted, resumed, folder)
+    saved = {case.name: case.settings(folder, f"saved-{case.name}", STEPS="1") for case in SPLIT_FLOWS}
+    figures = compare(CASES, folder, _check, failing, planted, resumed, saved, folder)
     alone = {name: GAUSSIAN.settings(folder, f"one-{name}") for name in PLANTED}
     for name, settings in alone.items():
         with PLANTED[name](ONE_RANK):
@@ -132,6 +139,7 @@ def _check(
     failing: Mapping[str, Sequence[TrainerSettings]],
     planted: Mapping[str, TrainerSettings],
     resumed: Mapping[str, Sequence[TrainerSettings]],
+    saved: Mapping[str, TrainerSettings],
     folder: Path,
 ) -> None:
     errors = {what: ranks.gather_all(_fail(ranks, what, *settings)) for what, settings in failing.items()}
@@ -145,6 +153,11 @@ def _check(
             if on is ranks or ranks.is_first:
                 run_case(on, case, settings)
             ranks.any(False)  # the other rank waits
+    for case in SPLIT_FLOWS:
+        state = train_case(ranks, case, saved[case.name])
+        if ranks.is_first:
+            state.policy.save(saved[case.name].run_dir / "policy")
+        ranks.any(False)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -152,6 +165,8 @@ def test_two_ranks_equal_one(outcome: Outcome, case: Case) -> None:
     """With three groups, so that one rank draws twice as many."""
     found = outcome.figures[case.name]
     assert found.red == [], found
+    if case.family in ("flow", "joint"):  # whose text encoders read few tokens
+        assert sum(line["text_cut"] for line in lines(outcome.folder / f"two-{case.name}")) > 0
     assert (found.textless > 0) == (case.family != "joint")  # whose every prompt asks first
     if case.family == "show_o":
         assert found.skipped > 0
@@ -182,6 +197,30 @@ def test_a_run_may_resume_on_another_number_of_ranks(outcome: Outcome, case: Cas
     names = sorted((parts / "checkpoints").iterdir())
     written_on = [json.loads((path / "state.json").read_text())["ranks"] for path in names]
     assert ([path.name for path in names], written_on) == (["step-000001", "step-000002", "step-000003"], [2, 1, 2])
+
+
+@pytest.mark.parametrize("case", SPLIT_FLOWS, ids=lambda case: case.name)
+def test_a_split_flow_is_saved_whole(outcome: Outcome, case: Case) -> None:
+    """By rank 0 alone: what it trained, and the pipeline, are those of the checkpoint."""
+    run = outcome.folder / f"saved-{case.name}"
+    stored = load_file(run / "policy" / SAVED[case.trained])
+    found = {key.removeprefix("base_model.model."): value for key, value in stored.items()}
+    trained = {
+        key.partition("/policy/")[2].replace(".default.", "."): value
+        for key, value in last_tensors(run).items()
+        if "/policy/" in key
+    }
+    assert found.keys() - {"pos_embed.pos_embed"} == trained.keys()  # a buffer
+    assert all(torch.equal(found[key], value) for key, value in trained.items())
+    assert loading.load(run / "policy", max_text_length=6).module.state_dict()
+
+
+def test_every_adapter_of_a_split_flow_has_a_gradient(outcome: Outcome) -> None:
+    """In the last step: A has none in the first one, where B is 0."""
+    found = load_file(outcome.folder / f"two-{SPLIT_FLOWS[1].name}/gradients.safetensors")
+    last = {key: grad for key, grad in found.items() if key.startswith(f"{STEPS - 1}/")}
+    assert last
+    assert all("lora_" in key and grad.abs().max() > 0 for key, grad in last.items())
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from synod.errors import SettingsError
-from trainer.policy.weights import parameters_on_meta, parse_config, read_config, read_weights, write_weights
+from trainer.policy.weights import (
+    check_weights,
+    parameters_on_meta,
+    parse_config,
+    read_config,
+    read_weights,
+    write_weights,
+)
 
 WEIGHTS: Final = "model.safetensors"
 THETA: Final = 10_000.0  # of the rotary positions
@@ -88,11 +95,21 @@ def read_connector_config(directory: Path) -> ConnectorConfig:
 
 def load(directory: Path) -> Connector:
     """Read a connector. Raises SettingsError for files that are missing or do not fit each other."""
-    config = read_connector_config(directory)
-    with parameters_on_meta():
-        connector = Connector(config)
+    connector = _build(directory)
     read_weights(connector, directory)
     return connector
+
+
+def check(directory: Path) -> None:
+    """Check the keys and shapes of a connector's weights, without reading them. Raises SettingsError."""
+    check_weights(_build(directory), directory)
+
+
+def _build(directory: Path) -> Connector:
+    """Return the connector of a directory, without memory for its weights."""
+    config = read_connector_config(directory)
+    with parameters_on_meta():
+        return Connector(config)
 
 
 class _Layer(nn.Module):

@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 from torch import Tensor, nn
 
 from synod.errors import SettingsError
-from trainer.policy.weights import check_weights, read_weights, write_weights
+from trainer.policy.weights import check_weights, parameters_on_meta, read_weights, write_weights
 
 EDITS: Final = "edits"  # in a pipeline's directory
 REFERENCES: Final = "references"  # in the transformer
@@ -56,14 +56,32 @@ def attach(transformer: nn.Module, directory: Path | None = None) -> None:
 
     Raises SettingsError for a transformer of another class, and for weights that do not fit.
     """
-    patch_embed, config = transformer.patch_embed, cast(Any, transformer.config)
-    assert isinstance(patch_embed, nn.Module)
-    found = References(patch_embed, config.num_attention_heads * config.attention_head_dim)
+    patch_embed, found = _embedding(transformer), _new_references(transformer)
     if directory is not None:
-        check_weights(found, directory)
         read_weights(found, directory)
     transformer.add_module(REFERENCES, found.requires_grad_(True))
     patch_embed.register_forward_hook(found.add)  # a bound method, so that a copy of the transformer has its own
+
+
+def check(transformer: nn.Module, directory: Path) -> None:
+    """Compare keys and shapes of the weights in `directory` with those that `attach` needs, without reading them.
+
+    The transformer may be without memory. Raises SettingsError.
+    """
+    with parameters_on_meta():
+        found = _new_references(transformer)
+    check_weights(found, directory)
+
+
+def _new_references(transformer: nn.Module) -> References:
+    config = cast(Any, transformer.config)
+    return References(_embedding(transformer), config.num_attention_heads * config.attention_head_dim)
+
+
+def _embedding(transformer: nn.Module) -> nn.Module:
+    found = transformer.patch_embed
+    assert isinstance(found, nn.Module)
+    return found
 
 
 def references_of(transformer: nn.Module) -> References | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from synod.errors import SettingsError
 from trainer.policy.base import ParameterGroup, Terms, TextSegment, TokenLogp
 from trainer.policy.flow.connector import Connector, read_connector_config
-from trainer.policy.flow.language import Language
+from trainer.policy.flow.language import Language, recomputing
 from trainer.policy.flow.pipelines import Conditions
 from trainer.policy.flow.policy import ADAPTER, FlowPolicy, blocks_of
 from trainer.policy.lora import Lora
@@ -98,14 +98,18 @@ class JointPolicy(FlowPolicy):
         rows = torch.cat([captions[prompt] for prompt in prompts])
         return {"encoder_hidden_states": rows, "encoder_attention_mask": rows.new_ones(rows.shape[:2])}
 
+    def _num_cut(self, prompt: str) -> int:
+        return 0 if self.has_connector else super()._num_cut(prompt)
+
     def _captions(self, prompt: str) -> Tensor:
         """Return what the transformer reads of a prompt [1 Q C], with its gradient; alone, as `_read` does."""
         connector = self._part(CONNECTOR)
         assert isinstance(connector, Connector)
         if not prompt:
             return torch.zeros(1, connector.config.queries, connector.config.caption_width, device=self.device)
-        with self._autocast(self.device):
-            return connector.read(*self.language.embed(self._part(LANGUAGE), prompt)).float()
+        model = self._part(LANGUAGE)
+        with self._autocast(self.device), recomputing(model):
+            return connector.read(*self.language.embed(model, prompt)).float()
 
     def decisions(self, kind: Modality) -> int:
         return self.language.max_new_tokens if kind == "text" else super().decisions(kind)

@@ -1,7 +1,8 @@
 """A language model next to a flow-matching pipeline: it answers queries, and its answers become part of the prompt.
 
 Any directory or hub id that AutoModelForImageTextToText reads, such as Qwen2.5-VL. Answers are sampled at temperature
-1 over all tokens but those that stand for images. Control tokens within a query or an answer are read as text.
+1 over all tokens but those that stand for images. Control tokens within a query or an answer are read as text. Images
+are shrunk to LONGEST_SIDE.
 Suffixes: B answers, S their tokens, V the vocabulary.
 """
 
@@ -10,18 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from synod.contracts import Pixels
 from synod.errors import SettingsError
 from trainer.policy.base import TextSegment, TokenLogp
 from trainer.policy.flow.texts import as_text, control_tokens
 from trainer.policy.weights import directory_of
 from trainer.types import Query
 
+LONGEST_SIDE: Final = 672  # pixels of an image, as UniRL-Zero gives a source to its language model
 _IMAGE_TOKENS = ("image_token_id", "video_token_id", "image_token_index")  # in the configurations of transformers
 
 
@@ -96,7 +99,7 @@ class Language:
             if values.shape == read:  # an entry for each token; others mark image tokens, and 0 is text
                 rows = torch.cat((rows, tails.get(name, torch.zeros_like(ids)).to(rows)), 1)
             inputs[name] = rows
-        with _recomputing(model):
+        with recomputing(model):
             logits: Tensor = model(**inputs, logits_to_keep=ids.shape[1] + 1, use_cache=False).logits
         return logits[:, :-1]
 
@@ -123,7 +126,7 @@ class Language:
         self.processor.save_pretrained(directory)
 
     def _ask(self, model: Any, query: Query) -> dict[str, Tensor]:
-        image = [] if query.image is None else [{"type": "image", "image": Image.fromarray(query.image)}]
+        image = [] if query.image is None else [{"type": "image", "image": _shrunk(query.image)}]
         text = as_text(query.text, self._control)
         inputs = self.processor.apply_chat_template(
             [[{"role": "user", "content": [*image, {"type": "text", "text": text}]}]],
@@ -139,6 +142,13 @@ class Language:
         length = int(ends[0]) + 1 if len(ends) else len(ids_S)
         text = self.processor.tokenizer.decode(ids_S[:length], skip_special_tokens=True)
         return TextSegment(query, ids_S[:length], logp_S[:length], text)
+
+
+def _shrunk(image: Pixels) -> Image.Image:
+    """Return the image with no side longer than LONGEST_SIDE and its proportions kept; a smaller one as it is."""
+    found = Image.fromarray(image)
+    found.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return found
 
 
 class _Drawing:
@@ -159,7 +169,7 @@ class _Drawing:
 
 
 @contextmanager
-def _recomputing(model: Any) -> Iterator[None]:
+def recomputing(model: Any) -> Iterator[None]:
     """Let the layers of a model with checkpointing compute their activations twice in a pass that has a gradient.
 
     transformers has them do so while they train. The modules inside a layer stay as they are: without dropout.
@@ -180,28 +190,46 @@ def load(source: str | Path, max_new_tokens: int, *, checkpointing: bool = False
     With `checkpointing`, the activations of each layer are computed twice rather than kept for the backward pass.
     Raises SettingsError for files that are missing, cannot be read or have no chat template.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    directory = directory_of(source, what="language model")
-    try:
-        model, found = AutoModelForImageTextToText.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-        processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
-        cause = str(error).strip().partition("\n")[0]
-        raise SettingsError(
-            f"language model '{source}' cannot be read ({cause}); give one that AutoModelForImageTextToText reads"
-        ) from None
-    if found["missing_keys"]:
-        names = ", ".join(sorted(found["missing_keys"])[:3])
-        raise SettingsError(f"language model '{source}' lacks {names}; give the weights of its config.json")
-    if not getattr(processor, "chat_template", None):
-        raise SettingsError(f"language model '{source}' has no chat template; give an instruction-tuned model")
     from transformers import GenerationConfig
 
+    processor, model = _read_parts(source)
     language = Language(processor, model.config, model.generation_config, max_new_tokens, str(source))
     if checkpointing:
         model.activation_checkpointing_enable()
     model.generation_config = GenerationConfig()  # its own may change what is sampled, as a repetition penalty does
     return model.eval(), language
+
+
+def check(source: str | Path) -> None:
+    """Check what `load` checks, and keep no weights; downloads what is missing. Raises SettingsError."""
+    _read_parts(source, device_map="meta")
+
+
+def _read_parts(source: str | Path, **options: Any) -> tuple[Any, Any]:
+    """Return the processor and the model; `options` are those of the model's `from_pretrained`."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    directory = directory_of(source, what="language model")
+    with _reading(source):
+        processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
+    if not getattr(processor, "chat_template", None):
+        raise SettingsError(f"language model '{source}' has no chat template; give an instruction-tuned model")
+    with _reading(source):
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
+        )
+    if found["missing_keys"]:
+        names = ", ".join(sorted(found["missing_keys"])[:3])
+        raise SettingsError(f"language model '{source}' lacks {names}; give the weights of its config.json")
+    return processor, model
+
+
+@contextmanager
+def _reading(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        cause = str(error).strip().partition("\n")[0]
+        raise SettingsError(
+            f"language model '{source}' cannot be read ({cause}); give one that AutoModelForImageTextToText reads"
+        ) from None

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from synod.errors import SettingsError
+from synod.scoring import show
 from trainer.policy.flow import edits
 from trainer.policy.flow.attention import use_float32_sums
 from trainer.policy.flow.memory import Dtype
@@ -27,31 +28,49 @@ DEFAULT: Final = Sampler.of(10, shift=3.0, eta=0.7)
 
 @dataclass(frozen=True)
 class Parts:
-    """A pipeline's source and its configuration, without weights."""
+    """A pipeline's source and its configuration, without weights; `has_edits`: it is to read source images."""
 
     model: str
     pipeline: Pipeline
     configs: dict[str, dict[str, Any]]
     shapes: Shapes
+    has_edits: bool = False
 
     @classmethod
-    def find(cls, model: str | Path, resolution: int | None = None, max_text_length: int | None = None) -> Parts:
+    def find(
+        cls,
+        model: str | Path,
+        resolution: int | None = None,
+        max_text_length: int | None = None,
+        *,
+        has_edits: bool = False,
+    ) -> Parts:
         """Read the configuration files of a directory or hub id, and check that the parts fit each other.
 
-        Raises SettingsError as `read_pipeline` and `read_shapes` do.
+        Raises SettingsError as `read_pipeline`, `read_shapes` and `edits.check_editor` do.
         """
         directory = directory_of(model, configs_only=True)
         pipeline, configs = read_pipeline(directory)
         shapes = read_shapes(directory, pipeline, configs, resolution, max_text_length)
-        return cls(str(model), pipeline, configs, shapes)
+        if has_edits:
+            edits.check_editor(pipeline.transformer, str(model))
+        return cls(str(model), pipeline, configs, shapes, has_edits)
 
     def sources(self) -> list[Source]:
-        """Return the source of each part, the transformer first."""
-        return [Source("policy.model", self.model, folder=folder) for folder in self.pipeline.folders]
+        """Return the source of each part, the transformer first. Downloads a trained editor, to see if there is one."""
+        folders = self.pipeline.folders
+        if self.has_edits and self.editor(directory_of(self.model, folders=(edits.EDITS,))):
+            folders = (*folders, edits.EDITS)
+        return [Source("policy.model", self.model, folder=folder) for folder in folders]
 
     def directory(self) -> Path:
         """Return the directory with the weights of all parts; downloads them."""
-        return directory_of(self.model, folders=self.pipeline.folders)
+        return directory_of(self.model, folders=(*self.pipeline.folders, *([edits.EDITS] if self.has_edits else [])))
+
+    def editor(self, directory: Path) -> Path | None:
+        """Return the directory of a trained editor in that of the pipeline, or None if it has none or needs none."""
+        found = directory / edits.EDITS
+        return found if self.has_edits and found.is_dir() else None
 
 
 def load(
@@ -74,9 +93,7 @@ def load(
     the policy of the arguments of a FlowPolicy. `has_edits` adds what reads a source image, by the weights in the
     directory `edits` of the pipeline, or new ones. Raises SettingsError for files that are missing or do not fit.
     """
-    parts = Parts.find(model, resolution, max_text_length)
-    if has_edits:
-        edits.check_editor(parts.pipeline.transformer, str(model))
+    parts = Parts.find(model, resolution, max_text_length, has_edits=has_edits)
     directory = parts.directory()
     check(parts, directory)
     import diffusers
@@ -92,8 +109,12 @@ def load(
     if parts.pipeline.transformer == "SanaTransformer2DModel" and dtype == "bfloat16":
         use_float32_sums(components["transformer"])
     if has_edits:
-        trained = directory / edits.EDITS
-        edits.attach(components["transformer"], trained if trained.is_dir() else None)
+        trained = parts.editor(directory)
+        if trained is None:
+            show.notify(
+                f"{model} has no directory '{edits.EDITS}': the layers for sources are new, and read nothing yet"
+            )
+        edits.attach(components["transformer"], trained)
     if checkpointing:
         components["transformer"].enable_gradient_checkpointing()
     pipe = getattr(diffusers, parts.pipeline.name)(**components)
@@ -112,13 +133,16 @@ def load(
 
 
 def check(parts: Parts, directory: Path | None = None) -> None:
-    """Check the keys and shapes of the transformer's and the codec's weights, without reading them.
+    """Check the keys and shapes of the transformer's, the codec's and an editor's weights, without reading them.
 
     Downloads what is missing. Raises SettingsError.
     """
     directory = directory or parts.directory()
-    for folder in ("transformer", "vae"):
-        check_weights(build(parts, folder), directory / folder)
+    modules = {folder: build(parts, folder) for folder in ("transformer", "vae")}
+    for folder, module in modules.items():
+        check_weights(module, directory / folder)
+    if trained := parts.editor(directory):
+        edits.check(modules["transformer"], trained)
     for folder in parts.pipeline.tokenizers:
         _tokenizer(directory / folder)
 

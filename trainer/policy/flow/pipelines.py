@@ -82,8 +82,9 @@ class Shapes:
 class Pipeline:
     """One of diffusers' pipelines: its classes by folder, its usual text length, and how it reads a prompt.
 
-    check   directory, configs by folder, text length -> time scale, or SettingsError if widths do not fit
-    encode  pipeline, prompt, text length, device -> the transformer's arguments
+    check    directory, configs by folder, text length -> time scale, or SettingsError if widths do not fit
+    encode   pipeline, prompt, text length, device -> the transformer's arguments
+    num_cut  pipeline, prompt, text length -> how many tokens of the prompt its longest text encoder does not read
     """
 
     name: str
@@ -94,6 +95,7 @@ class Pipeline:
     text_length: int
     check: Callable[[Path, Mapping[str, Mapping[str, Any]], int], float]
     encode: Callable[[Any, str, int, torch.device], Conditions]
+    num_cut: Callable[[Any, str, int], int]
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -239,15 +241,30 @@ def _check_sd3(directory: Path, configs: Mapping[str, Mapping[str, Any]], text_l
 
 def _encode_sana(pipe: Any, prompt: str, length: int, device: torch.device) -> Conditions:
     """Read a prompt behind the instruction of the published pipeline; the empty prompt has none, as there."""
-    instruction = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default
     embeds, mask, *_ = pipe.encode_prompt(
         prompt,
         do_classifier_free_guidance=False,
         device=device,
         max_sequence_length=length,
-        complex_human_instruction=instruction if prompt else None,
+        complex_human_instruction=_instruction(pipe) if prompt else None,
     )
     return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
+
+
+def _num_cut_sana(pipe: Any, prompt: str, length: int) -> int:
+    """Count as `encode_prompt` does, where the length leaves out the instruction."""
+    if not prompt:
+        return 0
+    instruction = "\n".join(_instruction(pipe))
+    texts = (instruction, instruction + prompt.lower().strip())  # as the pipeline reads them
+    before, whole = (len(pipe.tokenizer(text, verbose=False)["input_ids"]) for text in texts)
+    return max(0, whole - (before + length - 2))
+
+
+def _instruction(pipe: Any) -> list[str]:
+    """Return the lines of the published pipeline's instruction."""
+    found: list[str] = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default
+    return found
 
 
 def _encode_sd3(pipe: Any, prompt: str, length: int, device: torch.device) -> Conditions:
@@ -255,6 +272,11 @@ def _encode_sd3(pipe: Any, prompt: str, length: int, device: torch.device) -> Co
         prompt, prompt, prompt, device=device, do_classifier_free_guidance=False, max_sequence_length=length
     )
     return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+
+
+def _num_cut_sd3(pipe: Any, prompt: str, length: int) -> int:
+    """Count the tokens of T5, the text encoder that `length` is for."""
+    return max(0, len(pipe.tokenizer_3(prompt, verbose=False)["input_ids"]) - length)
 
 
 PIPELINES: Final = {
@@ -269,6 +291,7 @@ PIPELINES: Final = {
             300,
             _check_sana,
             _encode_sana,
+            _num_cut_sana,
         ),
         Pipeline(
             "StableDiffusion3Pipeline",
@@ -283,6 +306,7 @@ PIPELINES: Final = {
             256,
             _check_sd3,
             _encode_sd3,
+            _num_cut_sd3,
         ),
     )
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from synod.contracts import Pixels
 from synod.images import to_square
@@ -73,6 +74,8 @@ class FlowPolicy:
         self._lora: Lora | None = None
         self._control = control_tokens(getattr(pipe, name) for name in kind.tokenizers)
         self._prompts: OrderedDict[str, Conditions] = OrderedDict()
+        self.log: Callable[[str], None] = tqdm.write
+        self._has_warned = False
 
     @property
     def transformer(self) -> nn.Module:
@@ -103,7 +106,20 @@ class FlowPolicy:
 
     def begin(self, prompts: Sequence[str], noise_BTCHW: Tensor) -> list[LatentSegment]:
         """Return an image before its first step for each prompt, to be sampled with the given noise (`Sampler`)."""
-        return self.sampler.start([Condition(prompt) for prompt in prompts], noise_BTCHW.to(self.device))
+        cuts = {prompt: self._num_cut(prompt) for prompt in prompts}
+        if any(cuts.values()) and not self._has_warned:
+            self._has_warned = True
+            prompt, cut = max(cuts.items(), key=lambda pair: pair[1])
+            self.log(
+                f"the last {cut} tokens of the prompt {prompt!r} do not fit the {self.shapes.text_length} of the text "
+                "encoder and are not read; `text_cut` counts such images from here on"
+            )
+        begun = self.sampler.start([Condition(prompt) for prompt in prompts], noise_BTCHW.to(self.device))
+        return [replace(segment, num_cut=cuts[segment.prompt]) for segment in begun]
+
+    def _num_cut(self, prompt: str) -> int:
+        """Return how many tokens of a prompt are not read."""
+        return self.kind.num_cut(self.pipe, as_text(prompt, self._control), self.shapes.text_length)
 
     def edit(self, conditions: Sequence[Condition], seeds: Sequence[Seed]) -> list[LatentSegment]:
         """Return an image before its first step for each condition, all with a source; the policy has `edits`."""

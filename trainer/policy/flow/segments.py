@@ -32,6 +32,7 @@ class LatentSegment:
                  the noise itself before the first step
     noise_RCHW   float32, standard normal noise of the steps ahead, drawn in advance
     source_CHW   float32, the noised latent of the source of an edit; None: no edit
+    num_cut      how many tokens of the prompt the policy does not read
     """
 
     kind: ClassVar[Modality] = "image"
@@ -42,6 +43,7 @@ class LatentSegment:
     clean_CHW: Tensor
     noise_RCHW: Tensor
     source_CHW: Tensor | None = None
+    num_cut: int = 0
 
     @property
     def step(self) -> int:

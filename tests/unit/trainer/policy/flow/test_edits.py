@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from synod.errors import SettingsError
@@ -126,6 +129,41 @@ def test_an_editor_is_saved_next_to_its_pipeline(editor: FlowPolicy, load: Load,
     editor.guidance_reference = 1.5
     ours, theirs = (one.denoise(one.edit(EDITS, SEEDS), 4)[0].clean_CHW for one in (editor, again))
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_a_trained_editor_is_fetched_from_the_hub(
+    editor: FlowPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights are fetched, listed and checked; a pipeline without any gets new layers, and says so."""
+    editor.save(tmp_path / "published")
+
+    def download(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        found = tmp_path / "cache"
+        for file in (tmp_path / "published").rglob("*"):
+            path = file.relative_to(tmp_path / "published")
+            if file.is_file() and any(fnmatch(str(path), one) for one in allow_patterns):
+                (found / path).parent.mkdir(parents=True, exist_ok=True)
+                (found / path).write_bytes(file.read_bytes())
+        return str(found)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    settings = read_policy({"family": "flow", "model": "org/editor", "max_text_length": 6, "edits": True})
+    assert [one.folder for one in registry.FAMILIES["flow"].sources(settings)][-1] == edits.EDITS
+    again: Any = registry.load(settings)
+    ours, theirs = (edits.references_of(one.transformer) for one in (editor, again))
+    assert ours is not None
+    assert theirs is not None
+    assert torch.equal(theirs.ref_linear.weight, ours.ref_linear.weight)
+    assert "new" not in capsys.readouterr().err
+    save_file({"other": torch.zeros(1)}, tmp_path / "published/edits/model.safetensors")
+    with pytest.raises(SettingsError, match="edits lacks ref_embed"):
+        registry.FAMILIES["flow"].check(settings, ())
+    for folder in ("published", "cache"):
+        shutil.rmtree(tmp_path / folder / "edits")
+    assert edits.EDITS not in [one.folder for one in registry.FAMILIES["flow"].sources(settings)]
+    registry.FAMILIES["flow"].check(settings, ())
+    registry.load(settings)
+    assert "org/editor has no directory 'edits': the layers for sources are new" in capsys.readouterr().err
 
 
 def test_adapters_may_be_on_the_layers_of_the_source(editor: FlowPolicy) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from services.scorers import likelihood
@@ -172,10 +173,14 @@ def test_both_models_have_gradients_and_a_reference(make: Make) -> None:
             assert terms.kl_BD.abs().max() == 0
 
 
-def test_checkpointing_changes_no_gradient_and_keeps_less(make: Make, words: Path) -> None:
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_checkpointing_changes_no_gradient_and_keeps_less(
+    make: Make, words: Path, linked: Connector, kind: str
+) -> None:
+    """In a pass over answers, and in one over an image's prompt with the bridge of queries."""
     kept, found = [], []
     for checkpointing in (False, True):
-        policy, size = make(), 0
+        policy, size = make(linked=linked if kind == "image" else None), 0
         loaded, _ = language.load(words, 5, checkpointing=checkpointing)
         policy.module["language"] = loaded
 
@@ -184,15 +189,37 @@ def test_checkpointing_changes_no_gradient_and_keeps_less(make: Make, words: Pat
             size += tensor.nbytes
             return tensor
 
-        answers = policy.answer([Query("what is it", IMAGE)] * 3, [(0, 0, 0, i) for i in range(3)])
+        if kind == "text":
+            drawn = policy.answer([Query("what is it", IMAGE)] * 3, [(0, 0, 0, i) for i in range(3)])
+            reading: Any = partial(policy.terms, drawn, 0)
+        else:
+            reading = partial(policy._captions, "a red cat two dogs " * 8)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            terms = policy.terms(answers, 0)
-        terms.new_BD[terms.mask_BD].sum().backward()
+            read = reading()
+        (read.new_BD[read.mask_BD] if kind == "text" else read).sum().backward()
         kept.append(size)
         found.append([one.grad for one in loaded.parameters()])
         assert not any(module.training for module in loaded.modules())
     assert kept[1] < 0.7 * kept[0]
     assert all(one is other is None or torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((700, 1400), (336, 672)), ((900, 300), (672, 224)), ((600, 16), (600, 16))]
+)
+def test_large_images_are_shrunk(
+    make: Make, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    policy, given = make(), list[Any]()
+    processor = policy.language.processor
+
+    def template(conversations: Any, **_: object) -> dict[str, Tensor]:
+        given.append(conversations[0][0]["content"][0]["image"])
+        return {}
+
+    monkeypatch.setattr(processor, "apply_chat_template", template)
+    policy.language._ask(policy.module["language"], Query("what is it", np.zeros((*shape, 3), np.uint8)))
+    assert np.asarray(given[0]).shape == (*expected, 3)
 
 
 @pytest.mark.parametrize("kind", ["text", "image"])
@@ -326,6 +353,43 @@ def test_a_language_model_without_weights_is_refused(
         language.load(words, 5)
 
 
+@pytest.mark.parametrize("bridge", ["text", "queries"])
+def test_warm_checks_the_language_model(make: Make, linked: Connector, tmp_path: Path, bridge: str) -> None:
+    """Its keys, processor and chat template, and a connector's keys, without reading the weights."""
+    make(linked=linked).save(tmp_path / "made")
+    folder, weights = tmp_path / "made/language", "model.safetensors"
+    table = {"model": str(folder), "bridge": bridge}
+    settings = read_policy({"family": "flow", "model": str(tmp_path / "made"), "max_text_length": 6, "language": table})
+
+    def check() -> None:
+        registry.FAMILIES["flow"].check(settings, ())
+
+    check()
+    if bridge == "queries":
+        lost = _without_a_tensor(tmp_path / "made/connector" / weights)
+        with pytest.raises(SettingsError, match=f"connector lacks {lost}"):
+            check()
+        return
+    _without_a_tensor(folder / weights)
+    with pytest.raises(SettingsError, match=r"language model '.*' lacks .*; give the weights of its config\.json"):
+        check()
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(SettingsError, match="no chat template"):
+        check()
+    (folder / "config.json").write_text("{}")
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(SettingsError, match=r"language model '.*' cannot be read"):
+        check()
+
+
+def _without_a_tensor(file: Path) -> str:
+    """Remove a tensor from a file of weights, and return its name."""
+    tensors = load_file(file)
+    lost = sorted(tensors)[0]
+    save_file({key: value for key, value in tensors.items() if key != lost}, file, metadata={"format": "pt"})
+    return lost
+
+
 # -- the bridge of queries --------------------------------------------------------------------------------------------
 
 
@@ -359,6 +423,13 @@ def test_queries_carry_the_prompt_to_the_image(make: Make, linked: Connector) ->
         assert any(p.grad is not None and p.grad.abs().max() > 0 for p in policy.module[name].parameters())
     assert linked.queries.grad is not None
     assert linked.queries.grad.abs().max() > 0
+
+
+def test_the_bridge_decides_what_of_a_prompt_is_cut(make: Make, linked: Connector) -> None:
+    """A language model reads all of it, the text encoder of the pipeline 6 tokens."""
+    for connector, cut in ((None, True), (linked, False)):
+        (image,) = make(linked=connector).start(["a cat " * 9], [(0, 0)])
+        assert (image.num_cut > 0) is cut
 
 
 def test_a_frozen_language_model_passes_the_gradient_on(make: Make, linked: Connector) -> None:

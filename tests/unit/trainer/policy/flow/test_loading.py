@@ -19,7 +19,7 @@ from tests.unit.trainer.loops import MakeSettings
 from tests.unit.trainer.tiny_flow import FLOW, TEXT, Family
 from trainer.evaluate import command
 from trainer.policy import registry
-from trainer.policy.flow import loading
+from trainer.policy.flow import language, loading
 from trainer.policy.lora import targeted
 from trainer.policy.weights import directory_of
 from trainer.settings import FlowSettings, TrainerSettings, read_policy
@@ -120,6 +120,22 @@ def test_parts_that_do_not_fit_are_refused(
     change(directory / file, **values)
     with pytest.raises(SettingsError, match=message):
         loading.load(directory)
+
+
+def test_parts_are_checked_before_a_language_model_is_read(
+    weightless: Callable[[Family], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a language model was read")
+
+    monkeypatch.setattr(language, "load", read)
+    directory = weightless("sd3")
+    table = {"family": "flow", "model": str(directory), "language": {"model": "org/words"}}
+    with pytest.raises(SettingsError, match="edits = true adds layers to a SanaTransformer2DModel"):
+        registry.load(read_policy({**table, "edits": True}))
+    change(directory / "scheduler/scheduler_config.json", _class_name="DDIMScheduler")
+    with pytest.raises(SettingsError, match="a DDIMScheduler with prediction"):
+        registry.load(read_policy(table))
 
 
 @pytest.mark.parametrize(

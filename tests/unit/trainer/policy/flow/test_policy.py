@@ -78,6 +78,23 @@ def test_the_ode_draws_what_diffusers_draws(load: Load, family: Family) -> None:
 
 
 @each_family
+def test_tokens_that_are_not_read_are_counted(load: Load, family: Family) -> None:
+    """What follows has no effect on the embedding, and the count starts there; the longest is logged."""
+    policy, said = load(family, max_text_length=8), list[str]()
+    policy.log = said.append
+    prompts = [" ".join(["red"] * n) for n in (5, 6, 7, 9)]  # a text has two tokens around it
+    short, fits, *longer = (policy._conditions([one])["encoder_hidden_states"] for one in prompts)
+    assert not torch.equal(short, fits)
+    assert all(torch.equal(fits, one) for one in longer)
+    begun = policy.start([*prompts, ""], [(0, i) for i in range(5)])
+    assert [one.num_cut for one in begun] == [0, 0, 1, 3, 0]
+    assert [one.num_cut for one in policy.denoise(begun, 2)] == [0, 0, 1, 3, 0]
+    policy.start(prompts, [(0, i) for i in range(4)])
+    (line,) = said
+    assert line.startswith(f"the last 3 tokens of the prompt {prompts[-1]!r} do not fit the 8 of the text encoder")
+
+
+@each_family
 def test_the_update_recomputes_what_was_drawn(load: Load, family: Family) -> None:
     policy = load(family)
     segments = draw(policy)
