@@ -265,7 +265,31 @@ def test_limits_are_inclusive() -> None:
         decode(data, ImageLimits(len(data) - 1, 24 * 40))
 
 
+@pytest.mark.parametrize("shape", [(2, 401), (401, 2)])
+def test_long_thin_images_are_refused(shape: tuple[int, int]) -> None:
+    thin = np.zeros((*shape, 3), np.uint8)
+    match = rf"{shape[1]} x {shape[0]} pixels have sides of 201:1, the limit is 200:1; crop it"
+    for refuse in (lambda: check_pixels(thin, LIMITS), lambda: decode(encode_png(thin), LIMITS)):
+        with pytest.raises(ImageTooLarge, match=match):
+            refuse()
+    assert decode(encode_png(thin[:400, :400]), LIMITS).shape == thin[:400, :400].shape
+
+
 # --- hostile bytes ---
+
+
+def test_png_whose_size_stands_elsewhere_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size that is read at another place than Pillow reads it would pass the limit of a request's pixels."""
+    monkeypatch.setattr(images, "_rgb", lambda image: pytest.fail("decoded"))
+    large = png(1024, 1024, 8, 2, bytes(1024 * 3073))
+    signature, header, rest = large[:8], large[8:33], large[33:]
+    hidden = signature + chunk(b"tEXt", struct.pack(">II", 1, 1)) + header + rest
+    second = signature + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)) + header + rest
+    assert images.pixel_count(hidden) == 0
+    with pytest.raises(BadImage, match=r"do not begin with a header \(IHDR\)"):
+        decode(hidden, LIMITS)
+    with pytest.raises(BadImage, match="two headers"):
+        decode(second, LIMITS)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "ICO", "PPM"])
