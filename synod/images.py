@@ -43,6 +43,7 @@ from synod.jpeg import QuietJpeg, check_scan_count, check_scans
 
 FORMATS: Final = ("PNG", "JPEG", "WebP")
 MAX_ASPECT: Final = 200  # processors scale the short side to the model's size: the long one must stay affordable
+STRIP_PIXELS: Final = 2**18  # that are converted at once
 _RAW_EXIF: Final = "Raw profile type exif"  # ImageMagick's key for EXIF as hexadecimal text in a PNG
 _MAX_PROFILE: Final = 2**18  # characters of it: EXIF has 64 KiB at most, two digits a byte
 _READ_CHUNKS: Final = (b"tRNS", b"eXIf")  # the ancillary PNG chunks that change the pixels
@@ -295,14 +296,25 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _rgb(image: Image.Image) -> Pixels:
+    """Return uint8 [H W 3]. Each conversion copies, at up to 4 bytes a pixel, so the image is converted in strips."""
     image.load()
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = _flat(image.crop((0, top, image.width, bottom)))
+    return pixels
+
+
+def _flat(image: Image.Image) -> Pixels:
+    """Convert a loaded image to uint8 [H W 3]; it may be a read-only view."""
     if image.mode == "I;16":
         high = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(high[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         over = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-    return np.array(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _exif(info: Mapping[Any, Any]) -> bytes:

@@ -152,6 +152,20 @@ def test_alpha_is_composited_onto_white() -> None:
     assert np.abs(webp - (colour * alpha + 255 * (1 - alpha))).max() <= 1
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L", "1", "CMYK", "I;16"])
+@pytest.mark.parametrize("strip", [1, 7 * 40, 24 * 40])
+def test_images_are_converted_in_strips(mode: str, strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strips give what the whole image gives, and none is larger than it must be."""
+    noise = RNG.integers(0, 256, (24, 40, 4), np.uint8)
+    image = Image.fromarray(noise).convert(mode) if mode != "I;16" else Image.fromarray(noise.view(np.uint16)[:, :, 0])
+    whole, heights, convert = images._flat(image), list[int](), images._flat
+    monkeypatch.setattr(images, "STRIP_PIXELS", strip)
+    monkeypatch.setattr(images, "_flat", lambda part: (heights.append(part.height), convert(part))[1])
+    np.testing.assert_array_equal(images.pixels_of(image), whole)
+    assert sum(heights) == 24
+    assert max(heights) == max(1, strip // 40)
+
+
 def test_palette_with_and_without_transparency() -> None:
     palette = chunk(b"PLTE", bytes([10, 20, 30, 200, 100, 50, 0, 255, 0]))
     rows = b"\0\0\1\2"
