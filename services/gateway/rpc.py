@@ -43,7 +43,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _caller: ContextVar[Caller] = ContextVar("caller")  # of the call that is being handled, set by TokenInterceptor
 
 
-class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
+class TokenInterceptor(grpc.aio.ServerInterceptor):
     """Ends calls of the reward service without an accepted token before gRPC receives their body, by metadata alone.
 
     Other services (health, reflection) need no token.
