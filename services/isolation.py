@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from services.batch_limit import BatchLimit
 from synod import records
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
-from synod.errors import InvalidRequest, NonFinite, ScorerFailed, SynodError
+from synod.errors import CODES, InvalidRequest, NonFinite, ScorerFailed, SynodError
 
 Run = Callable[[Sequence[ScoreItem]], Sequence[Outcome]]
 Cost = Callable[[Sequence[ScoreItem]], int]  # how many images the items put on the device in one batch
@@ -125,9 +125,14 @@ def _validated(outcomes: Sequence[Outcome], expected: int) -> list[Outcome]:
 
 
 def _sendable(outcome: Outcome) -> Outcome:
-    """Return the outcome, or the failure of a score that no format carries: it must not count in a reward either."""
-    if not isinstance(outcome, Score):
-        return outcome
+    """Return the outcome, or the failure of a score that no format carries: it must not count in a reward either.
+
+    A failure with a code of the scorer's own becomes `scorer_failed`: codes are labels of metrics, which must be few.
+    """
+    if isinstance(outcome, ScoreFailure):
+        if outcome.code in CODES:
+            return outcome
+        return ScoreFailure(ScorerFailed.code, f"{outcome.code}: {outcome.message}", outcome.retryable)
     if not math.isfinite(outcome.value):
         return ScoreFailure.of(NonFinite(f"the scorer produced {outcome.value}"))
     try:

@@ -23,14 +23,15 @@ from synod.contracts import ConceptKind
 from synod.errors import SettingsError
 
 STORE_BYTES_PER_PIXEL = 4  # 3 of them hold the pixel; the rest is room for other requests' items and Ray's headers
-MEMORY_BYTES_PER_PIXEL = 16  # of a gateway: a decoded image, its copies while it is decoded, and the encoded body
+MEMORY_BYTES_PER_PIXEL = 16  # of a gateway: 3 for each of HELD_REQUESTS, and 4 for what is being decoded, at 14 a pixel
 DEFAULT_TIMEOUT_MS = 60_000
 MAX_TIMEOUT_MS = 600_000  # that a request may ask for
 MAX_REFERENCES = 16  # of an item
 MAX_TEXT_CHARS = 8192  # of each text of an item
-MAX_SEGMENTS = 64  # of a reasoning; also clauses and questions of GenEval
+MAX_SEGMENTS = 64  # of a reasoning; also clauses and questions of GenEval, and facts about a concept
 MAX_REQUEST_ID_CHARS = 256  # every streamed part repeats it
 HELD_REQUESTS = 4  # of max_request_pixels: their decoded images may be in one gateway at once
+DECODING_SHARE = 4  # of max_request_pixels: this part of it, or one image, may be in decoding at once
 BASE64_SLACK_BYTES = 4096  # of a JSON body, besides its one image
 ScorerName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
 FiniteWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]

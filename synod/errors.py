@@ -155,4 +155,5 @@ def _with_subclasses(kind: type[SynodError]) -> Iterator[type[SynodError]]:
 
 
 _BY_CODE = {kind.code: kind for kind in _with_subclasses(SynodError)}
+CODES = frozenset(_BY_CODE)
 SERVER_ERROR_CODES = frozenset(code for code, kind in _BY_CODE.items() if kind.http_status >= 500)

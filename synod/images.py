@@ -4,6 +4,8 @@
 |---|---|
 | PNG, JPEG, WebP | recognised by their first bytes, not by the file's name; any other format is BadImage |
 | more than `max_bytes` encoded, or a header of more than `max_pixels` | ImageTooLarge, before a pixel is decoded |
+| one side more than MAX_ASPECT times the other | ImageTooLarge, before a pixel is decoded |
+| a PNG that does not begin with its only IHDR | BadImage, before a pixel is decoded |
 | a JPEG of more than `synod.jpeg.MAX_SCANS` scans | BadImage, before a pixel is decoded |
 | truncated or corrupt | BadImage (of a JPEG: as far as `synod.jpeg.check_scans` can detect) |
 | CMYK or YCCK JPEG | converted to RGB by (255 - c)(255 - k) / 255, Adobe's inversion assumed; no colour management |
@@ -40,6 +42,8 @@ from synod.errors import BadImage, ImageTooLarge, InvalidItem, UnknownImage
 from synod.jpeg import QuietJpeg, check_scan_count, check_scans
 
 FORMATS: Final = ("PNG", "JPEG", "WebP")
+MAX_ASPECT: Final = 200  # processors scale the short side to the model's size: the long one must stay affordable
+STRIP_PIXELS: Final = 2**18  # that are converted at once
 _RAW_EXIF: Final = "Raw profile type exif"  # ImageMagick's key for EXIF as hexadecimal text in a PNG
 _MAX_PROFILE: Final = 2**18  # characters of it: EXIF has 64 KiB at most, two digits a byte
 _READ_CHUNKS: Final = (b"tRNS", b"eXIf")  # the ancillary PNG chunks that change the pixels
@@ -130,7 +134,7 @@ def pixel_count(image: ImageInput) -> int:
     try:
         kind = _kind(image)
         if kind == "PNG":
-            width, height = struct.unpack_from(">II", image, 16)
+            width, height = _png_size(image)
         elif kind == "WebP":
             width, height = _webp_size(image)
         else:
@@ -171,6 +175,11 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
         raise ImageTooLarge(
             f"{width} x {height} pixels are {width * height}, the limit is {limits.max_pixels}; send a smaller image"
         )
+    short, long = sorted((width, height))
+    if short and long > MAX_ASPECT * short:
+        raise ImageTooLarge(
+            f"{width} x {height} pixels have sides of {-(-long // short)}:1, the limit is {MAX_ASPECT}:1; crop it"
+        )
 
 
 def _kind(data: bytes) -> str:
@@ -194,6 +203,7 @@ def _open(kind: str, data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
         webp = WebPImageFile(io.BytesIO(data))
         _check_still(webp.n_frames)
         return webp
+    _check_size(*_png_size(data), limits)
     pixels, profile = _still_png(data)
     image = PngImageFile(io.BytesIO(pixels))
     _settle_colour_key(image, depth=data[24])
@@ -230,13 +240,18 @@ def _with_settled_key(image: PngImageFile) -> PngImageFile:
 
 def _still_png(data: bytes) -> tuple[bytes, str | None]:
     """Return the file with only the chunks that change its pixels, so that the default image of an animation is decoded
-    and metadata has no limit; and the text of ImageMagick's EXIF profile. Raises BadImage for two frames or more."""
+    and metadata has no limit; and the text of ImageMagick's EXIF profile.
+
+    Raises BadImage for two frames or more, and for a second header: Pillow would take its size.
+    """
     kept, at, profile = [data[:8]], 8, None
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
         kind, end = data[at + 4 : at + 8], at + 12 + length
         if kind == b"acTL":
             _check_still(int.from_bytes(data[at + 8 : at + 12], "big"))
+        elif kind == b"IHDR" and at > 8:
+            raise BadImage(f"{len(data)} bytes of PNG with two headers (IHDR); encode the image again")
         elif kind in (b"tEXt", b"zTXt") and data.startswith(_RAW_EXIF.encode() + b"\0", at + 8):
             profile = _profile(data[at + 9 + len(_RAW_EXIF) : end - 4], compressed=kind == b"zTXt")
         if kind in _READ_CHUNKS or not kind[0] & 0x20:  # bit 5 of the first letter marks an ancillary chunk
@@ -258,6 +273,14 @@ def _profile(body: bytes, *, compressed: bool) -> str | None:
     return text.decode("latin-1")
 
 
+def _png_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height). Raises BadImage unless the file begins with its header, as the format demands."""
+    if data[12:16] != b"IHDR" or len(data) < 26:
+        raise BadImage(f"{len(data)} bytes of PNG that do not begin with a header (IHDR); send the whole file")
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height
+
+
 def _webp_size(data: bytes) -> tuple[int, int]:
     """Return (width, height) of the canvas. Read here because Pillow's WebP decoder allocates its canvas on opening."""
     kind, body = data[12:16], data[20:30]
@@ -273,14 +296,25 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _rgb(image: Image.Image) -> Pixels:
+    """Return uint8 [H W 3]. Each conversion copies, at up to 4 bytes a pixel, so the image is converted in strips."""
     image.load()
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = _flat(image.crop((0, top, image.width, bottom)))
+    return pixels
+
+
+def _flat(image: Image.Image) -> Pixels:
+    """Convert a loaded image to uint8 [H W 3]; it may be a read-only view."""
     if image.mode == "I;16":
         high = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(high[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         over = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-    return np.array(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _exif(info: Mapping[Any, Any]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import ray
 from ray import serve
@@ -14,6 +15,7 @@ from services.backends import Loaded, Readiness, ScorerSpec, Staged
 from services.cluster.host import SharedItems
 from services.cluster.ray_errors import translate
 from services.cluster.readiness import readiness
+from services.gateway.shared_call import SharedCall
 from services.observability import tracing
 from synod.contracts import Outcome, ScoreItem
 from synod.errors import Overloaded
@@ -23,6 +25,8 @@ APP = "synod"
 # faster through the store, even for one scorer (benchmarks/results/transport.json). Serve's limit is 4 MiB a message.
 MIN_SHARED_BYTES = 2**20
 LOADED_TIMEOUT_S = 2.0  # for a replica's load report, which needs no device
+STATUS_AGE_S = 1.0  # for which Serve's status is not requested again
+STATUS_TIMEOUT_S = 4.0  # probes wait 5 s; Serve itself waits for its controller without a limit
 
 
 class RayBackend:
@@ -49,6 +53,7 @@ class RayBackend:
             for name, handle in handles.items()
         }
         self._wanted = wanted
+        self._status = SharedCall(lambda: serve.status(), STATUS_AGE_S)
 
     @property
     def specs(self) -> Mapping[str, ScorerSpec]:
@@ -90,9 +95,14 @@ class RayBackend:
     async def readiness(self) -> Mapping[str, Readiness]:
         """Return whether each scorer can serve. A RUNNING replica has loaded its models and passed its golden items.
 
-        A scorer that is scaled to 0 replicas keeps the readiness that it had with its last replica.
+        A scorer that is scaled to 0 replicas keeps the readiness that it had with its last replica. The status is at
+        most STATUS_AGE_S old. No scorer is ready while Serve does not report it within STATUS_TIMEOUT_S.
         """
-        applications = (await asyncio.to_thread(serve.status)).applications
+        try:
+            applications = (await self._status.result(STATUS_TIMEOUT_S)).applications
+        except TimeoutError:
+            reason = f"Serve did not report its status within {STATUS_TIMEOUT_S:g} s"
+            return {name: replace(self._last[host], ready=False, reason=reason) for name, host in self._host.items()}
         deployments = applications[self._app].deployments if self._app in applications else {}
         for host, wanted in self._wanted.items():
             self._last[host] = readiness(deployments.get(host), wanted, self._last[host])

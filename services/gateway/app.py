@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,6 +18,8 @@ from services.gateway.auth import Authenticator
 from services.gateway.core import Gateway
 from services.gateway.ports import Ports, serving
 from services.gateway.schema.operations import SECURITY_SCHEMES
+from services.gateway.shared_call import SharedCall
+from services.observability import metrics
 from services.settings import CompatSettings
 
 DOCS_HEADERS = pages.headers("style-src 'unsafe-inline'")  # scripts are not allowed
@@ -66,6 +69,8 @@ def build(
     app.state.gateway = gateway
     app.state.authenticator = guard
     app.state.metrics_need_token = metrics_need_token
+    ranges = {name: (spec.low, spec.high) for name, spec in gateway.backend.specs.items()}
+    app.state.metrics = SharedCall(partial(metrics.render, ranges))
     app.include_router(rest.router)
     app.include_router(probes.router)
     app.include_router(console.router)

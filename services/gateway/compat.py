@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import json
+import time
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from services.gateway.disconnect import cancel_on_disconnect
 from services.gateway.http import ErrorBoundaryRoute, authenticate, opened, read_body
 from services.gateway.negotiation import JSON
 from services.gateway.quota import Caller
-from services.settings import CompatSettings
+from services.settings import DEFAULT_TIMEOUT_MS, CompatSettings
 from synod.contracts import ITEM_FIELDS, ImageData, ImageInput, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
 from synod.errors import InvalidRequest, PayloadTooLarge, UnknownScorer
 from synod.formats import load_json, read_base64
@@ -144,6 +145,7 @@ def read_openrlhf(body: bytes) -> tuple[ScoreItem, ...]:
 async def _score_all(gateway: Gateway, requests: Sequence[UniRLRequest], caller: Caller) -> list[dict[str, Outcome]]:
     """Return each request's outcomes by reward. Requests for the same scorers are scored together, ensembles alone.
 
+    One such group is scored after another, within one timeout: at once they would compete for their caller's quota.
     Raises UnknownScorer, and what `Gateway.score` raises.
     """
     if len(requests) > gateway.limits.max_items:
@@ -151,22 +153,16 @@ async def _score_all(gateway: Gateway, requests: Sequence[UniRLRequest], caller:
             f"{len(requests)} requests, the limit is {gateway.limits.max_items}; lower UniRL's request_batch_size"
         )
     found: list[dict[str, Outcome]] = [{} for _ in requests]
-
-    async def score(indexes: Sequence[int], names: tuple[str, ...]) -> None:
+    deadline_s = time.monotonic() + DEFAULT_TIMEOUT_MS / 1000
+    for names, indexes in _by_rewards(gateway, requests).items():
         request = _request(gateway, tuple(requests[i].item for i in indexes), names)
-        response = await gateway.score(request, caller)
+        left_ms = int(1000 * (deadline_s - time.monotonic()))
+        response = await gateway.score(replace(request, timeout_ms=max(1, left_ms)), caller)
         for i, result in zip(indexes, response.results, strict=True):
             for name in names:
                 outcome = result.scores[name] if request.scorers else result.reward
                 assert outcome is not None
                 found[i][name] = outcome
-
-    tasks = [asyncio.create_task(score(indexes, names)) for names, indexes in _by_rewards(gateway, requests).items()]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
     return found
 
 

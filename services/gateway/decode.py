@@ -1,19 +1,24 @@
-"""Decode the images of a request in threads, each once, within limits of size and time. A bad one fails its item."""
+"""Decode the images of a request in threads, each once, within limits of size and time. A bad one fails its item.
+
+Decoding takes 4 bytes a pixel besides the result (PNG, JPEG) or up to 14 (WebP, progressive JPEG), so the pixels that
+all threads decode at once are bounded, too.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from services.gateway.images import encoded_references
-from services.settings import LimitSettings
+from services.settings import DECODING_SHARE, LimitSettings
 from synod.contracts import ScoreFailure, ScoreItem, UnreadableImage
 from synod.errors import BadImage, DeadlineExceeded, ImageTooLarge, SynodError
-from synod.images import ImageLimits, decode_item
+from synod.images import ImageLimits, decode_item, pixel_count
 
 Decoded = ScoreItem | ScoreFailure
 
@@ -25,6 +30,7 @@ class Decoder:
         self._limits = ImageLimits(max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
         assert limits.max_request_pixels is not None
         self._max_bytes = 3 * limits.max_request_pixels
+        self._decoding = _PixelSemaphore(limits.max_request_pixels // DECODING_SHARE)
         self._threads = ThreadPoolExecutor(thread_name_prefix="decode")
 
     def close(self) -> None:
@@ -47,7 +53,7 @@ class Decoder:
         loop = asyncio.get_running_loop()
 
         def start(item: ScoreItem) -> asyncio.Future[Decoded]:
-            return loop.run_in_executor(self._threads, _decode, item, self._limits, budget)
+            return loop.run_in_executor(self._threads, self._decode_in_turn, item, budget)
 
         shared = {
             references: start(ScoreItem(references=references)) for references in set(map(encoded_references, items))
@@ -62,6 +68,34 @@ class Decoder:
         finally:
             for future in (*shared.values(), *own):
                 future.cancel()
+
+    def _decode_in_turn(self, item: ScoreItem, budget: _PixelBudget) -> Decoded:
+        """Decode an item as soon as the pixels of its largest image may be in decoding, too."""
+        sizes = [pixel_count(image) for image in item.images() if isinstance(image, bytes)]
+        with self._decoding.hold(max((size for size in sizes if size <= self._limits.max_pixels), default=0)):
+            return _decode(item, self._limits, budget)
+
+
+class _PixelSemaphore:
+    """A semaphore of `limit` pixels for threads, in order of arrival. One thread alone may hold more."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+        self._first = threading.Lock()  # of the thread that waits next
+        self._released = threading.Condition()
+
+    @contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        """Wait until `pixels` more fit, and hold them inside the block."""
+        with self._first, self._released:
+            self._released.wait_for(lambda: not self._held or self._held + pixels <= self._limit)
+            self._held += pixels
+        try:
+            yield
+        finally:
+            with self._released:
+                self._held -= pixels
+                self._released.notify_all()
 
 
 @dataclass(slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 
@@ -38,8 +37,7 @@ async def prometheus(http: Request) -> Response:
     """Return the text exposition, summed over gateways and replicas; counters never decrease."""
     if http.app.state.metrics_need_token:
         authenticate(http, "metrics")
-    ranges = {name: (spec.low, spec.high) for name, spec in _gateway(http).backend.specs.items()}
-    return Response(await asyncio.to_thread(metrics.render, ranges), media_type=metrics.CONTENT_TYPE)
+    return Response(await http.app.state.metrics.result(), media_type=metrics.CONTENT_TYPE)
 
 
 def _gateway(http: Request) -> Gateway:

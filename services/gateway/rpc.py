@@ -1,9 +1,9 @@
 """Serve gRPC calls: each decodes its body, calls the gateway and encodes the result.
 
-Handlers work on bytes: `synod.codec` checks the bounds of a body before it parses it, in a thread. An error ends a call
-with a status and with itself in the trailing metadata ERROR_KEY; in a stream it ends one request of many. If requests
-are traced, each call that brings work has a span, with a child for each request of a stream, and the trailing metadata
-TRACE_ID_HEADER names its trace.
+Handlers work on bytes: `synod.codec` checks the bounds of a body before it parses it, in a thread. Callers are
+authenticated before a body is received (`TokenInterceptor`). An error ends a call with a status and with itself in the
+trailing metadata ERROR_KEY; in a stream it ends one request of many. If requests are traced, each call that brings work
+has a span, with a child for each request of a stream, and the trailing metadata TRACE_ID_HEADER names its trace.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Final, NoReturn
 
@@ -26,7 +27,7 @@ from services.settings import DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS
 from synod.codec import PROTOBUF
 from synod.contracts import PutImagesResponse, RequestError, ScoreRequest
 from synod.errors import SynodError, UnknownImage, error_of
-from synod.protobuf import ERROR_KEY
+from synod.protobuf import ERROR_KEY, SERVICE
 
 log = logging.getLogger("synod.gateway")
 CONCURRENT_REQUESTS: Final = 32  # of one stream; further requests stay unread
@@ -39,20 +40,43 @@ MAX_DETAILS: Final = 1024
 MAX_MESSAGE_BYTES: Final = 768  # of an error that does not fit
 MAX_DIGESTS: Final = 24  # of an error that does not fit; 78 bytes each
 Context = grpc.aio.ServicerContext[Any, Any]
+_caller: ContextVar[Caller] = ContextVar("caller")  # of the call that is being handled, set by TokenInterceptor
+
+
+class TokenInterceptor(grpc.aio.ServerInterceptor):
+    """Ends calls of the reward service without an accepted token before gRPC receives their body, by metadata alone.
+
+    Other services (health, reflection) need no token.
+    """
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], call: Any) -> Any:
+        """Return the method's handler, or one that refuses the call."""
+        handler = await continuation(call)
+        if handler is None or not call.method.startswith(f"/{SERVICE}/"):
+            return handler
+        authorization = dict(call.invocation_metadata or ()).get("authorization")
+        try:
+            _caller.set(self._authenticator.authenticate(authorization, "score"))
+        except SynodError as error:
+            return _refusal(call.method.rpartition("/")[2], error)
+        return handler
 
 
 class RewardServicer:
-    """Implements `synod.v1.RewardService` with a gateway, for callers that `authenticator` accepts."""
+    """Implements `synod.v1.RewardService` with a gateway, behind a TokenInterceptor."""
 
-    def __init__(self, gateway: Gateway, authenticator: Authenticator) -> None:
-        self._gateway, self._authenticator = gateway, authenticator
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
 
     async def score(self, body: bytes, context: Context) -> bytes:
         """Score a batch of items."""
         opened = OpenRequest("Score", _span("Score", context))
 
         async def respond() -> bytes:
-            caller = self._authenticate(opened, context)
+            caller = _identify(opened)
             request = self._accept(opened, await asyncio.to_thread(PROTOBUF.decode_request, body), context)
             return PROTOBUF.encode_response(await self._gateway.score(request, caller))
 
@@ -63,7 +87,7 @@ class RewardServicer:
         opened = OpenRequest("PutImages", _span("PutImages", context))
 
         async def respond() -> bytes:
-            self._authenticate(opened, context)
+            _identify(opened)
             request = await asyncio.to_thread(PROTOBUF.decode_put, body)
             opened.span.set(items=len(request.images))
             digests = await self._gateway.put_images(request.images)
@@ -76,7 +100,7 @@ class RewardServicer:
         opened = OpenRequest("ListScorers")
 
         async def respond() -> bytes:
-            self._authenticate(opened, context)
+            _identify(opened)
             return PROTOBUF.encode_catalogue(await self._gateway.catalogue())
 
         return await _respond(respond, opened, context)
@@ -84,16 +108,9 @@ class RewardServicer:
     async def score_stream(self, bodies: AsyncIterator[bytes], context: Context) -> AsyncGenerator[bytes]:
         """Score a stream of requests, up to CONCURRENT_REQUESTS at once; yield parts of all in any order."""
         span = _span("ScoreStream", context)
-        try:
-            caller = self._authenticator.authenticate(_authorization(context), "score")
-        except SynodError as error:
-            refused = OpenRequest("ScoreStream", span)
-            refused.fail(error)
-            refused.close()
-            await abort(context, error, span)
         _set_trace_metadata(context, span)
         parts: asyncio.Queue[bytes | None] = asyncio.Queue(BUFFERED_PARTS)
-        scoring = asyncio.create_task(self._score_all(bodies, context, caller, parts, span))
+        scoring = asyncio.create_task(self._score_all(bodies, context, _caller.get(), parts, span))
         try:
             while (part := await parts.get()) is not None:
                 yield part
@@ -141,12 +158,28 @@ class RewardServicer:
         finally:
             opened.close()
 
-    def _authenticate(self, opened: OpenRequest, context: Context) -> Caller:
-        return opened.authenticate(self._authenticator, _authorization(context), "score")
-
     def _accept(self, opened: OpenRequest, request: ScoreRequest, context: Context) -> ScoreRequest:
         accepted = opened.accept(request, self._gateway.backend.specs, self._gateway.ensembles)
         return _within_deadline(accepted, context)
+
+
+def _identify(opened: OpenRequest) -> Caller:
+    """Return the caller and record its name."""
+    caller = _caller.get()
+    opened.set_caller(caller)
+    return caller
+
+
+def _refusal(method: str, error: SynodError) -> Any:
+    """Return a handler that ends calls of any kind with `error`; as one of a stream, it receives no message."""
+
+    async def refuse(bodies: AsyncIterator[bytes], context: Context) -> None:
+        opened = OpenRequest(method, tracing.NO_SPAN if method == "ListScorers" else _span(method, context))
+        opened.fail(error)
+        opened.close()
+        await abort(context, error, opened.span)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _within_deadline(request: ScoreRequest, context: Context) -> ScoreRequest:
@@ -203,11 +236,6 @@ def _encode_bounded(error: SynodError) -> bytes:
             retry_after_s=error.retry_after_s,
         )
     )
-
-
-def _authorization(context: Context) -> str | None:
-    given = dict(context.invocation_metadata() or ()).get("authorization")
-    return given if given is None else str(given)
 
 
 def _span(name: str, context: Context) -> tracing.Span:

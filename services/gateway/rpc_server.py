@@ -12,17 +12,19 @@ from grpc_reflection.v1alpha import reflection
 
 from services.gateway.auth import Authenticator
 from services.gateway.core import Gateway
-from services.gateway.rpc import RewardServicer
+from services.gateway.rpc import RewardServicer, TokenInterceptor
 from synod.protobuf import SERVICE
 
 log = logging.getLogger("synod.gateway")
 HEALTH_PERIOD_S: Final = 1.0
 READY_PERIODS: Final = 5  # between questions while ready: asking Serve every second takes 1.8 % of a core
+MAX_STREAMS: Final = 256  # calls of one connection; a client makes further ones wait
+MAX_CALLS: Final = 1024  # of all connections; each may bring a body of max_body_bytes
 KEEPALIVE_OPTIONS: Final = (  # pings as often as every 250 ms are accepted, with and without a call in progress
     ("grpc.http2.min_ping_interval_without_data_ms", 250),
     ("grpc.keepalive_permit_without_calls", 1),
 )
-COMPRESSION_OPTIONS: Final = (  # the handlers, which know the caller, run only after gRPC has inflated a message
+COMPRESSION_OPTIONS: Final = (  # the handlers, which know the limits, run only after gRPC has inflated a message
     ("grpc.compression_enabled_algorithms_bitset", 1),  # identity alone: a compressed call ends as UNIMPLEMENTED
     ("grpc.per_message_decompression", 0),  # in any case, inflate nothing
 )
@@ -34,9 +36,14 @@ class RpcServer:
     def __init__(self, gateway: Gateway, max_body_bytes: int, authenticator: Authenticator | None = None) -> None:
         self._gateway = gateway
         sizes = (("grpc.max_receive_message_length", max_body_bytes), ("grpc.max_send_message_length", -1))
-        self._server = grpc.aio.server(options=[*sizes, *KEEPALIVE_OPTIONS, *COMPRESSION_OPTIONS])
+        streams = ("grpc.max_concurrent_streams", MAX_STREAMS)
+        self._server = grpc.aio.server(
+            interceptors=[TokenInterceptor(authenticator or Authenticator())],
+            options=[*sizes, streams, *KEEPALIVE_OPTIONS, *COMPRESSION_OPTIONS],
+            maximum_concurrent_rpcs=MAX_CALLS,
+        )
         self._health = health.aio.HealthServicer()
-        add_to_server(RewardServicer(gateway, authenticator or Authenticator()), self._server)
+        add_to_server(RewardServicer(gateway), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self._watching: asyncio.Task[None] | None = None

@@ -67,7 +67,10 @@ class Store(Protocol):
         ...
 
     async def wait(self, keys: Sequence[ScoreKey], timeout_s: float) -> list[Outcome | None]:
-        """Wait for the outcomes of other claims. None: given up, expired, or still open after `timeout_s`."""
+        """Wait for the outcomes of other claims, until one is given up or expires: its caller may claim it.
+
+        None: given up, expired, or still open then or after `timeout_s`.
+        """
         ...
 
 
@@ -123,11 +126,15 @@ class MemoryStore:
             self._drop(next(iter(self._scores)))
 
     async def wait(self, keys: Sequence[ScoreKey], timeout_s: float) -> list[Outcome | None]:
-        now_s = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
         leases = {key: lease for key in keys if key not in self._scores and (lease := self._leases.get(key))}
-        longest_s = max((lease.deadline_s - now_s for lease in leases.values()), default=0.0)
-        if leases:
-            await asyncio.wait({lease.outcome for lease in leases.values()}, timeout=max(0, min(timeout_s, longest_s)))
+        pending = {lease.outcome for lease in leases.values()}
+        ends_s = min([loop.time() + timeout_s, *(lease.deadline_s for lease in leases.values())])
+        while pending:
+            left_s = max(0.0, ends_s - loop.time())
+            done, pending = await asyncio.wait(pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done or any(outcome.result() is None for outcome in done):
+                break
         return [
             lease.outcome.result() if (lease := leases.get(key)) and lease.outcome.done() else self._scores.get(key)
             for key in keys

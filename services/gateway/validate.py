@@ -40,6 +40,8 @@ def _check_item(path: str, item: ScoreItem) -> None:
     if item.geneval is not None:
         _check_size(f"{path}.geneval", len(item.geneval.include) + len(item.geneval.exclude), MAX_SEGMENTS)
         _check_size(f"{path}.geneval.vqa_list", len(item.geneval.vqa_list), MAX_SEGMENTS)
+    if item.concept is not None and item.concept.about is not None:
+        _check_size(f"{path}.concept.about.facts", len(item.concept.about.facts), MAX_SEGMENTS)
     for text_path, text in texts(item, path):
         _check_size(text_path, len(text), MAX_TEXT_CHARS)
 
@@ -59,6 +61,10 @@ def _check_names(request: ScoreRequest, scorers: Collection[str], ensembles: Col
     for name in (*request.scorers, *(request.weights or ())):
         if name not in scorers:
             raise UnknownScorer(f"unknown scorer '{name}'; this service has {_names(scorers)}")
+    if len(request.scorers) > len(scorers):
+        raise InvalidRequest(
+            f"'scorers' has {len(request.scorers)} names, but the service has {len(scorers)} scorers; name each once"
+        )
     if request.ensemble is not None and request.ensemble not in ensembles:
         raise UnknownScorer(f"unknown ensemble '{request.ensemble}'; this service has {_names(ensembles) or 'none'}")
 

@@ -124,6 +124,17 @@ def test_a_score_that_cannot_be_sent_fails_its_item(score: Any) -> None:
     assert re.match("the score cannot be sent: (detail|value)", failure.message)
 
 
+def test_a_code_of_the_scorers_own_becomes_scorer_failed() -> None:
+    """Codes are labels of metrics: a code for each item would make a series for each."""
+    own = [ScoreFailure(f"no cat {i}", "none found", retryable=i == 1) for i in range(2)]
+    known = ScoreFailure("judge_budget", "spent")
+    assert isolate(lambda items: [*own, known], numbered(3)) == [
+        ScoreFailure("scorer_failed", "no cat 0: none found"),
+        ScoreFailure("scorer_failed", "no cat 1: none found", retryable=True),
+        known,
+    ]
+
+
 @pytest.mark.parametrize(
     ("run", "word"),
     [

@@ -152,6 +152,20 @@ def test_alpha_is_composited_onto_white() -> None:
     assert np.abs(webp - (colour * alpha + 255 * (1 - alpha))).max() <= 1
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L", "1", "CMYK", "I;16"])
+@pytest.mark.parametrize("strip", [1, 7 * 40, 24 * 40])
+def test_images_are_converted_in_strips(mode: str, strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strips give what the whole image gives, and none is larger than it must be."""
+    noise = RNG.integers(0, 256, (24, 40, 4), np.uint8)
+    image = Image.fromarray(noise).convert(mode) if mode != "I;16" else Image.fromarray(noise.view(np.uint16)[:, :, 0])
+    whole, heights, convert = images._flat(image), list[int](), images._flat
+    monkeypatch.setattr(images, "STRIP_PIXELS", strip)
+    monkeypatch.setattr(images, "_flat", lambda part: (heights.append(part.height), convert(part))[1])
+    np.testing.assert_array_equal(images.pixels_of(image), whole)
+    assert sum(heights) == 24
+    assert max(heights) == max(1, strip // 40)
+
+
 def test_palette_with_and_without_transparency() -> None:
     palette = chunk(b"PLTE", bytes([10, 20, 30, 200, 100, 50, 0, 255, 0]))
     rows = b"\0\0\1\2"
@@ -265,7 +279,31 @@ def test_limits_are_inclusive() -> None:
         decode(data, ImageLimits(len(data) - 1, 24 * 40))
 
 
+@pytest.mark.parametrize("shape", [(2, 401), (401, 2)])
+def test_long_thin_images_are_refused(shape: tuple[int, int]) -> None:
+    thin = np.zeros((*shape, 3), np.uint8)
+    match = rf"{shape[1]} x {shape[0]} pixels have sides of 201:1, the limit is 200:1; crop it"
+    for refuse in (lambda: check_pixels(thin, LIMITS), lambda: decode(encode_png(thin), LIMITS)):
+        with pytest.raises(ImageTooLarge, match=match):
+            refuse()
+    assert decode(encode_png(thin[:400, :400]), LIMITS).shape == thin[:400, :400].shape
+
+
 # --- hostile bytes ---
+
+
+def test_png_whose_size_stands_elsewhere_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size that is read at another place than Pillow reads it would pass the limit of a request's pixels."""
+    monkeypatch.setattr(images, "_rgb", lambda image: pytest.fail("decoded"))
+    large = png(1024, 1024, 8, 2, bytes(1024 * 3073))
+    signature, header, rest = large[:8], large[8:33], large[33:]
+    hidden = signature + chunk(b"tEXt", struct.pack(">II", 1, 1)) + header + rest
+    second = signature + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)) + header + rest
+    assert images.pixel_count(hidden) == 0
+    with pytest.raises(BadImage, match=r"do not begin with a header \(IHDR\)"):
+        decode(hidden, LIMITS)
+    with pytest.raises(BadImage, match="two headers"):
+        decode(second, LIMITS)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "ICO", "PPM"])

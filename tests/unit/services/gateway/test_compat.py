@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from services.gateway import app, auth
+from services.gateway import compat as compatible
 from services.gateway.core import Gateway
 from services.settings import AuthSettings, CompatSettings, Settings
 from synod.contracts import GenEvalClause, GenEvalMetadata, Outcome, Score, ScoreFailure, ScoreItem
@@ -88,6 +89,26 @@ async def test_unirl_scores_requests_with_equal_rewards_together(http: httpx.Asy
     body = await unirl(http, asked(turn(0), rewards=["b", "a"]), asked(turn(255), rewards=["a", "b", "a"]))
     assert [one["a"]["score"] for one in body["results"]] == [0, 1]
     assert sorted(backend.calls) == [("a", (0, 1)), ("b", (0, 1))]
+
+
+async def test_unirl_groups_do_not_compete_for_the_quota(gateway: Gateway) -> None:
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": f'[run]\ntoken = "{TOKEN}"\nmax_images = 4\n'})
+    groups = [["a"], ["b"], ["a", "b"], ["face", "council"]]
+    requests = [asked(turn(51), rewards=one, metadata={"concept": {"kind": "animal"}}) for one in groups * 2]
+    async with client(gateway, BOTH, authenticator=authenticator) as http:
+        answer = await http.post("/score", json={"requests": requests}, auth=("any", TOKEN))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["results"] == [{name: {"score": pytest.approx(0.2)} for name in one} for one in groups * 2]
+
+
+async def test_unirl_groups_share_one_timeout(
+    http: httpx.AsyncClient, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compatible, "DEFAULT_TIMEOUT_MS", 300)
+    backend.plan |= {"a": [3600.0], "b": [3600.0]}
+    body = await unirl(http, asked(turn(1), rewards=["a"]), asked(turn(1), rewards=["b"]))
+    assert body["results"] == [{}, {}]
+    assert [text[:17] for one in body["errors"] for text in one.values()] == ["deadline_exceeded"] * 2
 
 
 async def test_unirl_history_and_metadata_become_item_fields(http: httpx.AsyncClient, seen: list[ScoreItem]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -116,6 +117,31 @@ async def test_slow_decoding_fails_at_the_deadline(
     response = await gateway.score(ScoreRequest((item(51), slow), ("a",), timeout_ms=200))
     never.set()
     assert table(response.results)[1] == {"a": "deadline_exceeded"}
+
+
+async def test_pixels_in_decoding_are_bounded(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image above the bound is decoded alone."""
+    sides = [10, 10, 40, 10, 30, 10, 10, 30, 10, 10]
+    decoding, most, lock = list[int](), list[int](), threading.Lock()
+    real = decode.decode_item
+
+    def count(one: ScoreItem, limits: Any) -> ScoreItem:
+        pixels = pixel_count(one.image) if isinstance(one.image, bytes) else 0
+        with lock:
+            decoding.append(pixels)
+            most.append(sum(decoding) if len(decoding) > 1 else 0)
+        time.sleep(0.01)
+        with lock:
+            decoding.remove(pixels)
+        return real(one, limits)
+
+    monkeypatch.setattr(decode, "decode_item", count)
+    decoder = decode.Decoder(LimitSettings(max_image_pixels=2000, max_request_pixels=4000))
+    items = [ScoreItem(encode_png(np.zeros((side, side, 3), np.uint8))) for side in sides]
+    decoded = await decoder.decode(items, time.monotonic() + 60)
+    assert [one.pixels().shape[0] for one in decoded if isinstance(one, ScoreItem)] == sides
+    assert max(most) <= 1000
+    decoder.close()
 
 
 async def test_shared_references_are_decoded_once_in_order(

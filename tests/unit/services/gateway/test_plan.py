@@ -8,6 +8,7 @@ from services.gateway.core import Plan, plan_request
 from services.gateway.validate import validate
 from services.settings import EnsembleSettings, LimitSettings
 from synod.contracts import (
+    About,
     Concept,
     GenEvalClause,
     GenEvalMetadata,
@@ -80,6 +81,7 @@ FULL = "x" * 8192
 LONG = FULL + "x"
 GENEVAL = GenEvalMetadata("counting", (GenEvalClause("cat", 1),) * 64, (GenEvalClause("dog", 1),))
 ASKED = GenEvalMetadata("geneval2", (), (), (("q", "Yes"),) * 65)
+KNOWN = Concept("person", about=About(facts=("a fact",) * 65))
 LONG_ASKED = GenEvalMetadata("geneval2", (), (), ((LONG, "Yes"),))
 
 
@@ -102,6 +104,9 @@ LONG_ASKED = GenEvalMetadata("geneval2", (), (), ((LONG, "Yes"),))
         (ScoreRequest((ScoreItem(geneval=GENEVAL),), ("a",)), PayloadTooLarge, "items[0].geneval"),
         (ScoreRequest((ScoreItem(geneval=ASKED),), ("a",)), PayloadTooLarge, "items[0].geneval.vqa_list has 65"),
         (ScoreRequest((ScoreItem(geneval=LONG_ASKED),), ("a",)), PayloadTooLarge, "items[0].geneval.vqa_list[0][0]"),
+        (ScoreRequest((ScoreItem(concept=KNOWN),), ("a",)), PayloadTooLarge, "items[0].concept.about.facts has 65"),
+        (ScoreRequest((ITEM,), ("a", "b", "a", "b")), InvalidRequest, "has 4 names, but the service has 3"),
+        (ScoreRequest((ITEM,), ("a", "b", "a", "z")), UnknownScorer, "'z'"),
         (ScoreRequest((ITEM,), ("z",)), UnknownScorer, "'z'"),
         (ScoreRequest((ITEM,), (), None, {"z": 1.0}), UnknownScorer, "'z'"),
         (ScoreRequest((ITEM,), (), "z"), UnknownScorer, "council, lenient, mixed"),
@@ -122,6 +127,7 @@ def test_invalid_requests_are_refused(request_: ScoreRequest, error: type[Except
 
 
 def test_request_at_the_limits_is_accepted() -> None:
-    full = ScoreItem(None, FULL, (b"",) * 16, Reasoning(FULL, (FULL,) * 64, (1.0,) * 64))
-    request = ScoreRequest((full,) * 3, ("a",), timeout_ms=600_000, request_id="r" * 256)
-    assert plan(request).scorers_of == (("a",),) * 3
+    concept = Concept("person", about=About(FULL, (FULL,) * 64))
+    full = ScoreItem(None, FULL, (b"",) * 16, Reasoning(FULL, (FULL,) * 64, (1.0,) * 64), concept=concept)
+    request = ScoreRequest((full,) * 3, ("a", "a", "b"), timeout_ms=600_000, request_id="r" * 256)
+    assert plan(request).scorers_of == (("a", "b"),) * 3

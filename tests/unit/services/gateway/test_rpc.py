@@ -325,7 +325,7 @@ async def test_oversized_body_never_reaches_the_gateway(client: AsyncSynodClient
 
 
 async def test_compressed_message_is_refused_unread(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a token. It relies on options of gRPC's core alone: run it first after an upgrade of grpcio."""
+    """It relies on options of gRPC's core alone: run it first after an upgrade of grpcio."""
     received: list[bytes] = []
 
     async def accept(servicer: RewardServicer, body: bytes, context: Any) -> bytes:
@@ -333,8 +333,7 @@ async def test_compressed_message_is_refused_unread(gateway: Gateway, monkeypatc
         return b"accepted"
 
     monkeypatch.setattr(RewardServicer, "score", accept)
-    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": '[run]\ntoken = "a-token-that-is-long-enough"\n'})
-    server = RpcServer(gateway, LIMITS.max_body_bytes, authenticator)
+    server = RpcServer(gateway, LIMITS.max_body_bytes)
     port = await server.start("127.0.0.1:0")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         score = channel.unary_unary(f"/{SERVICE}/Score")
@@ -423,6 +422,42 @@ async def test_calls_need_a_token(gateway: Gateway) -> None:
         for asking in (client.score(one), anext(client.stream(one)), client.scorers(), client.put_images([b"x"])):
             with pytest.raises(Unauthenticated):
                 await asking
+    await server.stop()
+
+
+@pytest.mark.parametrize("method", ["Score", "PutImages", "ScoreStream"])
+async def test_token_is_checked_before_the_body_is_received(gateway: Gateway, method: str) -> None:
+    """The calls send their metadata and never a message."""
+    authenticator = auth.load(AuthSettings(tokens_env="T"), {"T": '[run]\ntoken = "a-token-that-is-long-enough"\n'})
+    server = RpcServer(gateway, LIMITS.max_body_bytes, authenticator)
+    port = await server.start("127.0.0.1:0")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(20):
+        for metadata in ((), (("authorization", "Bearer another-token-of-that-length"),)):
+            call = channel.stream_stream(f"/{SERVICE}/{method}")(metadata=metadata)
+            assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert isinstance(PROTOBUF.decode_error(dict(await call.trailing_metadata())[ERROR_KEY]), Unauthenticated)
+        unknown = channel.stream_stream(f"/{SERVICE}/Nothing")()
+        assert await unknown.code() is grpc.StatusCode.UNIMPLEMENTED
+        health_check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""))
+        assert (await health_check).status == health_pb2.HealthCheckResponse.SERVING
+    await server.stop()
+
+
+async def test_calls_beyond_the_limit_fail_as_overloaded(
+    gateway: Gateway, backend: HeldBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc_server, "MAX_CALLS", 1)
+    server = RpcServer(gateway, LIMITS.max_body_bytes)
+    url = f"grpc://127.0.0.1:{await server.start('127.0.0.1:0')}"
+    backend.gates["mean"] = gate = asyncio.Event()
+    async with AsyncSynodClient(url, timeout_s=20, retries=0) as client:
+        held = asyncio.create_task(client.score(ScoreRequest((grey(51),), ("mean",))))
+        while not gate._waiters:
+            await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded, match="limit exceeded"):
+            await client.score(ScoreRequest((grey(51),), ("max",)))
+        gate.set()
+        assert (await held).results[0].scores["mean"] == Score(0.2)
     await server.stop()
 
 

@@ -136,6 +136,28 @@ async def test_only_final_failures_reach_waiting_requests() -> None:
     assert await subject.claim([A, B, C], 10) == [Claim.OWNED] * 3
 
 
+@pytest.mark.parametrize("outcome", [LOST, None])
+async def test_abandoned_score_is_free_while_others_are_computed(outcome: ScoreFailure | None) -> None:
+    subject = store()
+    await subject.claim([A, B, C], 3600)
+    waiting = asyncio.create_task(subject.wait([A, B, C], 3600))
+    await asyncio.sleep(0)
+    await subject.settle({B: Score(0.5)})
+    await subject.settle({A: outcome})
+    async with asyncio.timeout(20):
+        assert await waiting == [None, Score(0.5), None]
+    assert await subject.claim([A, C], 3600) == [Claim.OWNED, Claim.IN_FLIGHT]
+
+
+async def test_expired_score_is_free_while_others_are_computed() -> None:
+    subject = store()
+    await subject.claim([A], 3600)
+    await subject.claim([B], 0.01)
+    async with asyncio.timeout(20):
+        assert await subject.wait([A, B], 3600) == [None, None]
+    assert await subject.claim([A, B], 3600) == [Claim.IN_FLIGHT, Claim.OWNED]
+
+
 async def test_expired_claim_is_free_again() -> None:
     subject = store()
     await subject.claim([A], 0.01)
