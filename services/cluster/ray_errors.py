@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ray.exceptions import (
+    LocalRayletDiedError,
     NodeDiedError,
     ObjectLostError,
+    OutOfMemoryError,
     RayActorError,
     RayTaskError,
     TaskCancelledError,
@@ -18,6 +20,8 @@ LOST = (
     RayActorError,
     WorkerCrashedError,
     NodeDiedError,
+    LocalRayletDiedError,
+    OutOfMemoryError,  # Ray's memory monitor killed the replica
     ObjectLostError,
     TaskCancelledError,  # not by the caller: the replica ended during the call
     DeploymentUnavailableError,

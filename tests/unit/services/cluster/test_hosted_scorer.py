@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    ActorDiedError,
+    GetTimeoutError,
+    LocalRayletDiedError,
+    OutOfMemoryError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from services import child
@@ -153,6 +160,8 @@ def test_readiness_counts_replicas_and_keeps_its_last_value() -> None:
     [
         (ActorDiedError(), ReplicaLost),
         (WorkerCrashedError(), ReplicaLost),
+        (OutOfMemoryError("the node is low on memory"), ReplicaLost),
+        (LocalRayletDiedError(), ReplicaLost),
         (DeploymentUnavailableError.__new__(DeploymentUnavailableError), ReplicaLost),
         (BackPressureError.__new__(BackPressureError), Overloaded),
         (RayTaskError("score", "trace", Overloaded("full")), Overloaded),
