@@ -18,6 +18,7 @@ from ray.exceptions import (
     LocalRayletDiedError,
     OutOfMemoryError,
     RayTaskError,
+    TaskCancelledError,
     WorkerCrashedError,
 )
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -29,7 +30,7 @@ from services.scorers.custom import Custom, CustomSettings
 from services.scorers.der import DerSettings
 from services.settings_types import ScorerSettings, ServingSettings
 from synod.contracts import Origin, Outcome, Score, ScoreFailure, ScoreItem
-from synod.errors import MissingInput, Overloaded, ReplicaLost, ScorerFailed
+from synod.errors import MissingInput, Overloaded, ReplicaLost, ScorerFailed, Unavailable
 from tests import venvs
 from tests.outcomes import values
 
@@ -199,7 +200,8 @@ def test_readiness_counts_replicas_and_keeps_its_last_value() -> None:
         (WorkerCrashedError(), ReplicaLost),
         (OutOfMemoryError("the node is low on memory"), ReplicaLost),
         (LocalRayletDiedError(), ReplicaLost),
-        (DeploymentUnavailableError.__new__(DeploymentUnavailableError), ReplicaLost),
+        (DeploymentUnavailableError.__new__(DeploymentUnavailableError), Unavailable),
+        (TaskCancelledError(), Unavailable),
         (BackPressureError.__new__(BackPressureError), Overloaded),
         (RayTaskError("score", "trace", Overloaded("full")), Overloaded),
         (RayTaskError("score", "trace", MissingInput("no")), MissingInput),
