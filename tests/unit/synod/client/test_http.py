@@ -395,7 +395,7 @@ def test_a_response_that_trickles_ends_at_the_timeout() -> None:
         )
 
     async def call(timeout_s: float) -> Any:
-        options = {"timeout_s": timeout_s, "retries": 0, "transport": transport(awaited_pieces)}
+        options: dict[str, Any] = {"timeout_s": timeout_s, "retries": 0, "transport": transport(awaited_pieces)}
         async with AsyncSynodClient("http://service", **options) as client:
             return await client.scorers()
 
