@@ -63,18 +63,31 @@ def find_drift(scorer: Scorer, golden: Sequence[GoldenItem], tolerance: float) -
 
 
 def compare_outcomes(
-    name: str, golden: Sequence[GoldenItem], outcomes: Sequence[Outcome], tolerance: float
+    name: str,
+    golden: Sequence[GoldenItem],
+    outcomes: Sequence[Outcome],
+    tolerance: float,
+    *,
+    ignore_temporary: bool = False,
 ) -> str | None:
-    """Describe the first golden item whose outcome by `name` differs from its record, or return None."""
+    """Describe the first golden item whose outcome by `name` differs from its record, or return None.
+
+    A failure differs. With `ignore_temporary` one that a retry may cure does not: it says nothing about the scorer.
+    """
     for i, (one, outcome) in enumerate(zip(golden, outcomes, strict=True)):
         recorded = one.scores.get(name)
-        if recorded is None:
+        if recorded is None or (ignore_temporary and is_temporary(outcome)):
             continue
         if isinstance(outcome, ScoreFailure):
             return f"golden item {i} failed ({outcome.code}: {outcome.message}); recorded is {recorded:.6g}"
         if abs(outcome.value - recorded) > tolerance:
             return f"golden item {i} scored {outcome.value:.6g}; recorded is {recorded:.6g} +- {tolerance:g}"
     return None
+
+
+def is_temporary(outcome: Outcome) -> bool:
+    """Return whether the outcome is a failure that a retry may cure, such as that of a judge that does not answer."""
+    return isinstance(outcome, ScoreFailure) and outcome.retryable
 
 
 def record(entries: Sequence[Mapping[str, Any]], golden: Sequence[GoldenItem], scorers: Sequence[Scorer]) -> str:

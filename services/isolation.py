@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from services.batch_limit import BatchLimit
 from synod import records
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.device_errors import is_out_of_memory
 from synod.errors import CODES, InvalidRequest, NonFinite, ScorerFailed, SynodError
 
 Run = Callable[[Sequence[ScoreItem]], Sequence[Outcome]]
@@ -102,11 +103,6 @@ class _Work:
         self._largest_run = max(self._largest_run, self._cost(items))
         self.outcomes.update(zip(group, outcomes, strict=True))
         return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether `error` reports exhausted memory. Classes are compared by name, to avoid importing torch."""
-    return isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
 
 
 _OUT_OF_MEMORY = ScoreFailure.of(

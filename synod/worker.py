@@ -8,7 +8,8 @@ The replica starts it with one end of a socket pair (`--fd`). They exchange fram
     replica  {score: n}, then n requests of one item each (`synod.records`)
     child    a response of n results, {memory: text} when it ran out of memory, or an error
 
-The replica logs what it prints. The process ends at once when the connection closes, even in the middle of a batch.
+The replica logs what it prints. The process ends at once when the connection closes, even in the middle of a batch, and
+when it cannot use its device any more.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any, Final
 import synod
 from synod import frames, records
 from synod.contracts import ItemResult, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest, ScoreResponse
+from synod.device_errors import is_device_lost, is_out_of_memory
 from synod.errors import PayloadTooLarge, ScorerFailed, SynodError, error_of
 from synod.formats import read_bin
 from synod.reader import Node
@@ -103,6 +105,8 @@ def _score(scorer: Any, items: Sequence[ScoreItem]) -> records.Tree:
             what = f"{unexpected_types} among its outcomes" if unexpected_types else f"{len(outcomes)} outcomes"
             raise ScorerFailed(f"the scorer returned {what} for {len(items)} items")
     except Exception as error:
+        if is_device_lost(error):
+            raise  # ends this process, so that the replica starts another
         return _error_tree(error)
     response = ScoreResponse(tuple(ItemResult({SCORER: one}) for one in outcomes), "")
     tree: records.Tree = records.write(ScoreResponse, response)
@@ -114,7 +118,7 @@ def _error_tree(error: Exception) -> records.Tree:
     if isinstance(error, SynodError):
         return records.error_tree(error_of(error.code, text, retryable=error.retryable))
     text = f"{type(error).__name__}: {text}"
-    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+    if is_out_of_memory(error):
         return {"memory": text}
     return records.error_tree(ScorerFailed(f"the scorer raised {text}"))
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from services.golden import GoldenItem, compare_outcomes
+from services.golden import GoldenItem, compare_outcomes, is_temporary
 from services.settings import MAX_TIMEOUT_MS
 from synod.contracts import Outcome, ScoreItem
 from synod.errors import SynodError
@@ -118,9 +118,12 @@ class GoldenProbe:
         return None
 
     async def _run_probe(self) -> None:
+        """Score the golden items and compare. After temporary failures the last result stays until the next probe."""
         try:
             outcomes = await self._score([one.item for one in self._golden])
-            self._drift = compare_outcomes(self._name, self._golden, outcomes, self._tolerance)
+            drift = compare_outcomes(self._name, self._golden, outcomes, self._tolerance, ignore_temporary=True)
+            if drift is not None or not any(map(is_temporary, outcomes)):
+                self._drift = drift
         except SynodError as error:  # the batcher is closing
             log.info("%s: golden items were not scored: %s", self._name, error)
         finally:

@@ -21,6 +21,8 @@ from services.observability import metrics
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
+from synod.device_errors import is_device_lost
+from synod.errors import ReplicaLost, Unavailable
 
 Build = Callable[[str, ScorerSettings], Scorer]
 log = logging.getLogger("ray.serve")
@@ -29,8 +31,8 @@ log = logging.getLogger("ray.serve")
 class HostedScorer:
     """One scorer in the process of a `Host`; its scores carry `spec.origin`.
 
-    It is healthy only while its scores of the golden items match those recorded in `golden_file`. Its batches run in
-    `thread`, which other scorers may share.
+    It is healthy only while its scores of the golden items match those recorded in `golden_file`, and until an error
+    after which the process cannot use its device. Its batches run in `thread`, which other scorers may share.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class HostedScorer:
         thread = thread or BatchThread()
         name = self._name = spec.name
         self._origin = spec.origin
+        self._device_error: str | None = None  # after which the process cannot use its device
+        self._lost_batch = 0  # the number of the batch that raised it
         with record_modules() as modules:
             self._scorer = build(name, settings)
         loaded_s = time.monotonic()
@@ -89,17 +93,40 @@ class HostedScorer:
 
         The result is that of the last golden probe, so this never waits for the device.
         """
+        if self._device_error is not None:
+            raise RuntimeError(f"scorer '{self._name}' cannot use its device any more: {self._device_error}")
         self._golden_probe.check(idle=self._batcher.held_images == 0)
 
     def _run(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        """Run a batch or a part of one. Raises what the scorer raises, or what `_check_device` raises."""
+        self._check_device()
         users = self._golden_probe.users(items)
         with (
             self._golden_probe.running(items, self._batcher.batches),
             self._measured(users),
             self._call_spans.running(users),
         ):
-            outcomes = run_batch(self._scorer, items)
+            outcomes = self._call_scorer(items)
         return [replace(one, origin=self._origin) if isinstance(one, Score) else one for one in outcomes]
+
+    def _call_scorer(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        try:
+            return run_batch(self._scorer, items)
+        except Exception as error:
+            if not is_device_lost(error):
+                raise
+            log.error("%s: the device cannot be used any more; this process must be replaced: %s", self._name, error)
+            self._device_error, self._lost_batch = str(error).partition("\n")[0], self._batcher.batches
+        self._check_device()
+        raise AssertionError("the device is lost")
+
+    def _check_device(self) -> None:
+        """Raise ReplicaLost for the batch that lost the device, and Unavailable for later ones, which never ran."""
+        if self._device_error is None:
+            return
+        if self._batcher.batches == self._lost_batch:
+            raise ReplicaLost(f"a replica of scorer '{self._name}' lost its device ({self._device_error}); retry")
+        raise Unavailable(f"a replica of scorer '{self._name}' is being replaced because its device failed; retry")
 
     @contextmanager
     def _measured(self, items: Sequence[ScoreItem]) -> Iterator[None]:

@@ -15,10 +15,13 @@ cases every claim is settled, and every place in a queue and all pixels are rele
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from services.backends import ScorerBackend, Staged, batch_cost
@@ -36,6 +39,7 @@ KEEP_AFTER_DISCONNECT_S: Final = 1.0  # how long started work goes on after a di
 KEEP_AFTER_DEADLINE_S: Final = 30.0  # and after a deadline
 CLAIM_EXPIRY_MARGIN_S: Final = 5.0  # claims expire this long after the last work can end, in case their gateway dies
 RESPONSE_MARGIN_S: Final = 0.1  # a replica responds this long before the deadline, so that its scores arrive in time
+MAX_LOSSES: Final = 2  # of replicas during one call, before its items are sent in halves
 BACKOFF: Final = RetryPolicy(base_s=0.1, max_s=1.0)
 RETRIED_CODES: Final = frozenset({Unavailable.code, ReplicaLost.code, Overloaded.code})
 log = logging.getLogger("synod.gateway")
@@ -43,7 +47,11 @@ log = logging.getLogger("synod.gateway")
 
 @dataclass(frozen=True, slots=True)
 class GatewayContext:
-    """State shared by all requests. `tasks` are the running scorer calls, including those whose request has ended."""
+    """State shared by all requests.
+
+    `tasks` are the running scorer calls, including those whose request has ended. `suspects` has a lock for each
+    scorer, for calls that may hold an item that kills its replica.
+    """
 
     backend: ScorerBackend
     store: Store
@@ -51,6 +59,7 @@ class GatewayContext:
     decoder: Decoder
     pixels: DecodedPixels
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    suspects: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
 
 class Fanout:
@@ -207,7 +216,9 @@ class Fanout:
                 await ticket.turn()
             metrics.STAGE_SECONDS.labels("queue").observe(time.monotonic() - queued_s)
             with tracing.span("call", remote=True, items=len(indexes)):
-                await score_with_retries(self._context.backend, name, self._staged, indexes, self._deadline_s, outcomes)
+                call = partial(_call_backend, self._context.backend, name, self._staged, self._deadline_s)
+                suspects = self._context.suspects[name]
+                await score_with_retries(call, name, suspects, indexes, self._deadline_s, outcomes)
         finally:
             ticket.release()
             await self._claims.settle({name: {i: outcomes.get(i) for i in indexes}})
@@ -236,32 +247,59 @@ def _late(why: str) -> ScoreFailure:
     return ScoreFailure.of(DeadlineExceeded(f"{why}; raise 'timeout_ms' or retry"))
 
 
-async def score_with_retries(
-    backend: ScorerBackend, scorer: str, staged: Staged, indexes: list[int], deadline_s: float, outcomes: Outcomes
-) -> None:
-    """Score the staged items at `indexes` into `outcomes`. Retries items whose replica died or was full.
+def _killed(scorer: str, losses: int) -> ScoreFailure:
+    text = f"{losses} replicas of scorer '{scorer}' died while they scored this item, the last one only this item"
+    return ScoreFailure.of(ScorerFailed(text))
 
-    Raises nothing but CancelledError. No call starts after `deadline_s`; one that has started may end later.
+
+async def score_with_retries(
+    call: Callable[[list[int]], Awaitable[list[Outcome]]],
+    scorer: str,
+    suspects: asyncio.Lock,
+    indexes: list[int],
+    deadline_s: float,
+    outcomes: Outcomes,
+) -> None:
+    """Score the items at `indexes` by `call` into `outcomes`. Retries items whose replica died, was full or is absent.
+
+    Raises nothing but CancelledError. No retry starts after `deadline_s`; a call that has started may end later.
     Admission never sends a replica more than it can hold, so a replica is full only briefly, while it still works on
     calls from a gateway that died; a retry is worthwhile.
+
+    Items that have lost MAX_LOSSES replicas may hold one that kills its replica. They are sent again in halves, as
+    often as they lose another one, down to the single item, which fails. A replica that dies loses the calls of other
+    requests too. Therefore such calls of a scorer take turns by `suspects`, so that none of them fails for another.
     """
     attempt = 0
+    groups = [(indexes, 0)]  # with the number of replicas that each has lost
     with metrics.SCORER_SECONDS.labels(scorer).time():
-        while True:
-            found = await _call_backend(backend, scorer, staged, indexes, deadline_s)
-            outcomes.update(zip(indexes, found, strict=True))
-            indexes = [i for i in indexes if _is_retried(outcomes[i])]
+        while groups:
+            group, losses = groups.pop()
+            async with suspects if losses >= MAX_LOSSES else contextlib.nullcontext():
+                if attempt > 0 and time.monotonic() >= deadline_s:
+                    return
+                outcomes.update(zip(group, await call(group), strict=True))
+            retried = [i for i in group if _failed_with(outcomes[i], RETRIED_CODES)]
+            lost = any(_failed_with(outcomes[i], {ReplicaLost.code}) for i in retried)
+            losses += lost
+            if lost and losses > MAX_LOSSES and len(group) == 1:
+                outcomes[group[0]] = _killed(scorer, losses)
+                continue
+            if not retried:
+                continue
+            middle = (len(retried) + 1) // 2 if lost and losses >= MAX_LOSSES else len(retried)
+            groups += [(half, losses) for half in (retried[middle:], retried[:middle]) if half]
             pause_s = BACKOFF.backoff_s(attempt)
-            if not indexes or time.monotonic() + pause_s >= deadline_s:
+            if time.monotonic() + pause_s >= deadline_s:
                 return
             metrics.RETRIES.labels(scorer).inc()
-            tracing.current().event("retry", items=len(indexes))
+            tracing.current().event("retry", items=len(retried))
             await asyncio.sleep(pause_s)
             attempt += 1
 
 
 async def _call_backend(
-    backend: ScorerBackend, scorer: str, staged: Staged, indexes: list[int], deadline_s: float
+    backend: ScorerBackend, scorer: str, staged: Staged, deadline_s: float, indexes: list[int]
 ) -> list[Outcome]:
     """Call the backend once and return one outcome per index, whatever it raises."""
     left_s = deadline_s - time.monotonic()
@@ -279,5 +317,5 @@ async def _call_backend(
     return [ScoreFailure.of(error)] * len(indexes)
 
 
-def _is_retried(outcome: Outcome) -> bool:
-    return isinstance(outcome, ScoreFailure) and outcome.code in RETRIED_CODES
+def _failed_with(outcome: Outcome, codes: Set[str]) -> bool:
+    return isinstance(outcome, ScoreFailure) and outcome.code in codes

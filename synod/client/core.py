@@ -54,7 +54,7 @@ _BY_STATUS: Final[Mapping[int, type[SynodError]]] = {  # for responses of other 
 class Call:
     """One call of the service.
 
-    `timeout_s` bounds the wait for the response, or for each part; `body` is in the transport's codec.
+    `timeout_s` bounds the call, or the wait for each part of a stream over HTTP. `body` is in the transport's codec.
     """
 
     operation: Operation

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from typing import Any, Final
 
+import anyio  # a dependency of httpx
 import httpx
 
 from synod.client.core import CHECK_URL, Call, Operation, RawResponse, error_of_response, error_type_of_status
 from synod.client.headers import trace_headers
 from synod.client.proxy import find_proxy
+from synod.client.transport import CONNECT_S
 from synod.codec import JSON, MSGPACK
 from synod.errors import DeadlineExceeded, SettingsError, SynodError, Unavailable
 
-CONNECT_S: Final = 5.0
 NDJSON: Final = "application/x-ndjson"
 _ROUTES: Final[Mapping[Operation, tuple[str, str, str]]] = {  # method, path, accepted answer
     "score": ("POST", "/v1/score", MSGPACK.content_type),
@@ -75,7 +77,7 @@ class _Http:
             raise Unavailable(
                 f"no service responds at {self._base_url} ({error}); start one, or correct the URL"
             ) from None
-        except httpx.TimeoutException:
+        except (httpx.TimeoutException, TimeoutError):
             path = _ROUTES[call.operation][1]
             raise DeadlineExceeded(
                 f"{self._base_url} did not answer {path} within {call.timeout_s:g} s; allow more time"
@@ -84,28 +86,38 @@ class _Http:
             route = "" if self._proxy is None else f" through the proxy {self._proxy.setting}"
             raise Unavailable(f"the connection to {self._base_url}{route} broke ({error}); retry") from None
 
-    def _raw(self, response: httpx.Response) -> RawResponse:
+    def _raw(self, response: httpx.Response, body: bytes) -> RawResponse:
         headers = response.headers
         wait_s = _seconds(headers.get("retry-after", ""))
         setting = None if self._proxy is None else self._proxy.setting
-        return RawResponse(response.status_code, headers.get("content-type", ""), response.content, wait_s, setting)
+        return RawResponse(response.status_code, headers.get("content-type", ""), body, wait_s, setting)
 
     def _refusal(self, response: httpx.Response) -> SynodError:
-        raw = self._raw(response)
+        raw = self._raw(response, response.content)
         if raw.status == 200:
             return SynodError(f"the response is of type {raw.content_type}, but {NDJSON} was requested; {CHECK_URL}")
         return error_of_response(raw)
 
 
 class HttpTransport(_Http):
-    """Send calls over HTTP; blocking. `transport` replaces the network, for tests."""
+    """Send calls over HTTP; blocking. `transport` replaces the network, for tests.
+
+    A response that is not complete at its deadline is given up at its next part, so a call may end one timeout late. A
+    body that is sent slowly is not interrupted.
+    """
 
     def __init__(self, base_url: str, token: str | None, transport: httpx.BaseTransport | None = None) -> None:
         super().__init__(base_url, token, transport, httpx.HTTPTransport, httpx.Client)
 
     def send(self, call: Call) -> RawResponse:
-        with self._errors(call):
-            return self._raw(self._http.request(**self._request(call)))
+        ends_s = time.monotonic() + call.timeout_s
+        body = bytearray()
+        with self._errors(call), self._http.stream(**self._request(call)) as response:
+            for piece in response.iter_bytes():
+                if time.monotonic() > ends_s:  # httpx's own limit is for each read
+                    raise httpx.ReadTimeout("the response is not complete")
+                body += piece
+            return self._raw(response, bytes(body))
 
     def stream(self, call: Call) -> Generator[bytes]:
         with self._errors(call), self._http.stream(**self._request(call)) as response:
@@ -127,8 +139,9 @@ class AsyncHttpTransport(_Http):
         super().__init__(base_url, token, transport, httpx.AsyncHTTPTransport, httpx.AsyncClient)
 
     async def send(self, call: Call) -> RawResponse:
-        with self._errors(call):
-            return self._raw(await self._http.request(**self._request(call)))
+        with self._errors(call), anyio.fail_after(call.timeout_s):  # httpx's own limit is for each read and write
+            response = await self._http.request(**self._request(call))
+            return self._raw(response, response.content)
 
     async def stream(self, call: Call) -> AsyncGenerator[bytes]:
         with self._errors(call):

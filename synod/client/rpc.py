@@ -13,7 +13,7 @@ import grpc
 from synod.client.core import Call, Operation, RawResponse
 from synod.client.headers import trace_headers
 from synod.client.proxy import find_proxy
-from synod.client.transport import MAX_RESPONSE_BYTES
+from synod.client.transport import CONNECT_S, MAX_RESPONSE_BYTES
 from synod.codec import PROTOBUF
 from synod.errors import (
     DeadlineExceeded,
@@ -42,6 +42,10 @@ _OPTIONS: Final = (
     ("grpc.max_metadata_size", 2**20),  # an error may list thousands of digests
     ("grpc.absolute_max_metadata_size", 2**20),
     ("grpc.enable_retries", 0),  # the flows retry
+    # gRPC would pause for up to two minutes between attempts to connect, and report a service late that has recovered.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.min_reconnect_backoff_ms", int(CONNECT_S * 1000)),  # not a pause: how long one attempt may take
 )
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[SynodError]]] = {  # for errors that the service did not send
     grpc.StatusCode.UNAVAILABLE: Unavailable,

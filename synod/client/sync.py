@@ -29,11 +29,12 @@ class SynodClient:
     """Call a reward service. Use it as a context manager, or `close` it.
 
     It is thread-safe and has one connection pool. `base_url` is http://, https://, grpc:// or grpcs://. `timeout_s`
-    bounds every call, its retries included; a score request may set a `timeout_ms` of its own. `retries` is how often
-    a call is sent again when the service is unavailable or overloaded; a request keeps its id, so that finished work is
-    not repeated. With `by_digest` references are uploaded once and sent by digest afterwards. `token` is the bearer
-    token; by default SYNOD_TOKEN, or the content of the file SYNOD_TOKEN_FILE. A request over the service's limits is
-    sent in chunks. `transport` replaces HTTP's network, for tests.
+    bounds every call, its retries included; a score request may set a `timeout_ms` of its own. Over HTTP a call may end
+    late: by one `timeout_s` after a slow upload, and a stream may wait `timeout_s` for each part. `retries` is how
+    often a call is sent again when the service is unavailable or overloaded; a request keeps its id, so that finished
+    work is not repeated. With `by_digest` references are uploaded once and sent by digest afterwards. `token` is the
+    bearer token; by default SYNOD_TOKEN, or the content of the file SYNOD_TOKEN_FILE. A request over the service's
+    limits is sent in chunks. `transport` replaces HTTP's network, for tests.
 
     Every method raises the service's SynodError; Unavailable when the service cannot be reached; DeadlineExceeded when
     it does not answer in time. A `base_url` that is not a Synod URL raises ValueError; a token or a proxy of the

@@ -9,6 +9,7 @@ from synod.client.core import Call, RawResponse
 from synod.codec import Codec
 
 EXAMPLES: Final = "http://127.0.0.1:8000 or grpc://127.0.0.1:9000"
+CONNECT_S: Final = 5.0  # for one attempt to connect
 MAX_RESPONSE_BYTES: Final = 2**28  # of one message
 
 

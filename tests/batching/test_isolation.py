@@ -13,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.batch_limit import CLEAN_BATCHES, BatchLimit
-from services.isolation import is_out_of_memory, isolate
+from services.isolation import isolate
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.device_errors import is_out_of_memory
 from synod.errors import BadImage
 from tests.outcomes import values
 

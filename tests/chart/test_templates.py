@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -322,6 +323,27 @@ def test_every_value_changes_what_is_rendered(path: tuple[str, ...]) -> None:
     before, after = (yaml.safe_dump(render(v)) for v in (EVERYTHING, merged(EVERYTHING, nested(".".join(path), value))))
     assert before != after
     assert "marker" not in str(value) or "marker" in after
+
+
+# Neither of the two texts below is a valid value of these, so the templates need not quote them.
+NAMES = {"nameOverride", "fullnameOverride", "run"}
+TEXTS = [path for path in LEAVES if changed(path) == "marker" and path[-1] not in NAMES]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=".".join)
+@pytest.mark.parametrize("text", ["*.example.com", "[fd00::7]:6379"])
+def test_a_value_that_yaml_would_not_read_as_text_stays_text(path: tuple[str, ...], text: str) -> None:
+    rendered = render(merged(EVERYTHING, nested(".".join(path), text)))
+    assert any(text in found for found in texts_of(rendered))
+
+
+def texts_of(tree: Any) -> Iterator[str]:
+    """Yield every text in a tree, keys included."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict | list):
+        for one in (*tree, *tree.values()) if isinstance(tree, dict) else tree:
+            yield from texts_of(one)
 
 
 def test_the_toml_is_mounted_and_its_digest_given_to_serve() -> None:

@@ -22,6 +22,10 @@ class OutOfMemoryError(RuntimeError):
     """Has the name of torch's exception."""
 
 
+class AcceleratorError(RuntimeError):
+    """Has the name of torch's exception."""
+
+
 class Faulty:
     """Calls the method named by the prompt's first word, then scores the image's mean."""
 
@@ -56,6 +60,9 @@ class Faulty:
 
     def raises(self, rest: str) -> None:
         raise ValueError(f"cannot read this: {rest}")
+
+    def asserts(self, rest: str) -> None:
+        raise AcceleratorError("CUDA error: device-side assert triggered")
 
     def exits(self, rest: str) -> None:
         print("last words", file=sys.stderr)

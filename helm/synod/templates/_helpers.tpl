@@ -141,7 +141,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- define "synod.tokenVolume" -}}
 - name: token
   secret:
-    secretName: {{ include "synod.tokensSecret" . }}
+    secretName: {{ include "synod.tokensSecret" . | quote }}
     items: [{key: token, path: token}]
 {{- end }}
 

@@ -27,7 +27,7 @@ metadata:
   {{- end }}
 spec:
   {{- if not .automount }}
-  serviceAccountName: {{ include "synod.serviceAccount" .root }}
+  serviceAccountName: {{ include "synod.serviceAccount" .root | quote }}
   {{- end }}
   automountServiceAccountToken: {{ default false .automount }}
   enableServiceLinks: false
@@ -37,7 +37,7 @@ spec:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- with $values.pods.priorityClassName }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   securityContext:
     {{- include "synod.podSecurity" .root | nindent 4 }}
@@ -59,7 +59,7 @@ spec:
   {{- with $values.topologySpread.topologyKey }}
   topologySpreadConstraints:
     - maxSkew: 1
-      topologyKey: {{ . }}
+      topologyKey: {{ . | quote }}
       whenUnsatisfiable: {{ $values.topologySpread.whenUnsatisfiable }}
       labelSelector:
         matchLabels:
@@ -68,7 +68,7 @@ spec:
   {{- end }}
   containers:
     - name: ray
-      image: {{ $image }}
+      image: {{ $image | quote }}
       imagePullPolicy: {{ $values.images.pullPolicy }}
       securityContext:
         {{- include "synod.containerSecurity" .root | nindent 8 }}
@@ -125,7 +125,7 @@ spec:
         {{- end }}
     {{- with .exporter }}
     - name: metrics
-      image: {{ $image }}
+      image: {{ $image | quote }}
       imagePullPolicy: {{ $values.images.pullPolicy }}
       command: {{ toJson . }}
       securityContext:
@@ -149,11 +149,11 @@ spec:
         {{- end }}
     {{- end }}
   volumes:
-    - {name: tmp, emptyDir: {sizeLimit: {{ $values.pods.tmpSize }}}}
+    - {name: tmp, emptyDir: {sizeLimit: {{ $values.pods.tmpSize | quote }}}}
     - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ add (int64 $values.ray.objectStoreBytes) 134217728 (default 0 .shmBytes) }}}}
     - name: models
       {{- if $values.models.cache.enabled }}
-      persistentVolumeClaim: {claimName: {{ include "synod.modelsClaim" .root }}}
+      persistentVolumeClaim: {claimName: {{ include "synod.modelsClaim" .root | quote }}}
       {{- else }}
       emptyDir: {}
       {{- end }}
@@ -166,7 +166,7 @@ spec:
     {{- if .tokens }}
     - name: tokens
       secret:
-        secretName: {{ include "synod.tokensSecret" .root }}
+        secretName: {{ include "synod.tokensSecret" .root | quote }}
         items: [{key: tokens.toml, path: tokens.toml}]
     {{- end }}
     {{- if .token }}
@@ -174,7 +174,7 @@ spec:
     {{- end }}
     {{- if .checkpoints }}
     - name: checkpoints
-      persistentVolumeClaim: {claimName: {{ include "synod.checkpointsClaim" .root }}}
+      persistentVolumeClaim: {claimName: {{ include "synod.checkpointsClaim" .root | quote }}}
     {{- end }}
     {{- with $values.pods.extraVolumes }}
     {{- toYaml . | nindent 4 }}
@@ -217,7 +217,7 @@ rayVersion: {{ include "synod.rayVersion" . }}
 authOptions:
   mode: token
   {{- with .Values.ray.authSecret }}
-  secretName: {{ . }}
+  secretName: {{ . | quote }}
   {{- end }}
 {{- end }}
 

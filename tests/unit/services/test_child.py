@@ -88,6 +88,7 @@ def test_output_is_logged_and_leaves_the_protocol_intact(make: Make, caplog: pyt
     [
         ("raises it", "scorer_failed", "ValueError: cannot read this: it"),
         ("exits 7", "scorer_failed", "twice on this item alone: it ended with status 7; it printed last: last words"),
+        ("asserts", "scorer_failed", "AcceleratorError: CUDA error: device-side assert triggered"),
         ("killed SIGSEGV", "scorer_failed", "twice on this item alone: it was ended by SIGSEGV"),
         ("killed SIGKILL", "scorer_failed", "out of memory for this item alone"),
         ("garbage text", "scorer_failed", "it broke the protocol: a frame must start with b'SYN1', not b'hell'"),
@@ -105,6 +106,13 @@ def test_a_bad_item_fails_alone_with_its_code(make: Make, prompt: str, code: str
     assert (bad.code, bad.retryable) == (code, False)
     assert message in bad.message
     assert [one.value for one in outcomes if isinstance(one, Score)] == pytest.approx([grey / 255 for grey in GREYS])
+
+
+def test_a_process_that_loses_its_device_is_replaced(make: Make, tmp_path: Path) -> None:
+    scorer = make()
+    assert codes(score_batch(scorer, [item("asserts")])) == ["scorer_failed"]
+    assert codes(score_batch(scorer, [item("fine")])) == ["score"]
+    assert len(lines(tmp_path / "loads")) == 3
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])

@@ -11,8 +11,8 @@ import pytest
 
 from services import golden
 from services.scorers.base import ScorerSpec
-from synod.contracts import Outcome, Score, ScoreItem
-from synod.errors import SettingsError
+from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import NonFinite, SettingsError, Unavailable
 
 ENTRIES = [
     {"item": {"prompt": "0.5"}, "scores": {"number": 0.5, "other": 9.0}},
@@ -51,6 +51,15 @@ def test_drift_names_item_value_record_and_tolerance(tmp_path: Path) -> None:
 def test_failure_of_a_recorded_item_is_drift(tmp_path: Path, offset: float) -> None:
     items = golden.load(write(tmp_path, ENTRIES))
     assert "golden item 0 failed (non_finite" in str(golden.find_drift(Number(offset), items, 1e9))
+
+
+def test_temporary_failure_is_drift_unless_ignored(tmp_path: Path) -> None:
+    items = golden.load(write(tmp_path, ENTRIES))
+    unavailable = ScoreFailure.of(Unavailable("the judge failed"))
+    assert "unavailable" in str(golden.compare_outcomes("number", items, [unavailable] * 3, 1e-3))
+    assert golden.compare_outcomes("number", items, [unavailable] * 3, 1e-3, ignore_temporary=True) is None
+    assert golden.is_temporary(unavailable)
+    assert not golden.is_temporary(ScoreFailure.of(NonFinite("nan")))
 
 
 def test_record_omits_failures(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from services.golden import GoldenItem
 from services.scorers import registry
 from services.scorers.base import Scorer, ScorerSpec, run_batch
 from services.settings import load
-from synod.contracts import ImageInput, Outcome, Score, ScoreItem
+from synod.contracts import ImageInput, Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import Unavailable
 from tests.outcomes import until
 
 ROOT = Path(__file__).parents[4]
@@ -123,6 +124,30 @@ async def test_drift_while_serving_fails_all_later_checks(subject: Subject) -> N
     await subject.answered()
     with pytest.raises(RuntimeError, match=r"'number' does not score as recorded: golden item 0 scored 0\.75"):
         subject.check()
+
+
+async def test_a_temporary_failure_is_no_drift(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves the last result as it is. The other golden items are compared even so."""
+
+    def score(items: Sequence[ScoreItem]) -> list[Outcome]:
+        unavailable = ScoreFailure.of(Unavailable("the judge failed (503)"))
+        return [unavailable if item.prompt == "0.5" else Score(0.25 + subject.scorer.offset) for item in items]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subject.scorer, "score", score)
+        await subject.pulse(60)
+        await subject.answered()
+        subject.check()
+        subject.scorer.offset = 0.5
+        await subject.pulse(120)
+        await subject.answered()
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"golden item 1 scored 0\.75"):
+                subject.check()
+            subject.scorer.offset = 0.0
+            await subject.golden_probe._run_probe()  # the first item fails again, so the drift stays
+    await subject.golden_probe._run_probe()
+    subject.check()
 
 
 async def test_a_busy_scorer_is_healthy_during_a_long_batch(subject: Subject) -> None:

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    ActorDiedError,
+    GetTimeoutError,
+    LocalRayletDiedError,
+    OutOfMemoryError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from services import child
@@ -21,9 +29,10 @@ from services.scorers.base import Scorer, ScorerSpec
 from services.scorers.custom import Custom, CustomSettings
 from services.scorers.der import DerSettings
 from services.settings_types import ScorerSettings, ServingSettings
-from synod.contracts import Origin, Outcome, Score, ScoreItem
-from synod.errors import MissingInput, Overloaded, ReplicaLost, ScorerFailed
+from synod.contracts import Origin, Outcome, Score, ScoreFailure, ScoreItem
+from synod.errors import MissingInput, Overloaded, ReplicaLost, ScorerFailed, Unavailable
 from tests import venvs
+from tests.outcomes import values
 
 SETTINGS = DerSettings(kind="der", model="/tmp", serving=ServingSettings(batch_wait_ms=0))
 
@@ -122,6 +131,42 @@ async def test_golden_probes_do_not_count_in_metrics(tmp_path: Path) -> None:
     assert grown[3] == pytest.approx(1 / SETTINGS.serving.max_batch_images)
 
 
+class AcceleratorError(RuntimeError):
+    """Has the name of torch's exception, by which it is recognised."""
+
+
+class Gpu(Number):
+    """Fails on the prompt 'assert', and from then on for every item, like a CUDA context."""
+
+    broken = False
+    runs = 0
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        self.runs += 1
+        self.broken = self.broken or any(item.prompt == "assert" for item in items)
+        if self.broken:
+            raise AcceleratorError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA")
+        return super().score(items)
+
+
+async def test_a_replica_that_loses_its_device_is_replaced() -> None:
+    """Other replicas score its items: those of the batch count as lost, later ones never ran."""
+    from services.cluster.hosted_scorer import HostedScorer
+
+    gpu = Gpu()
+    subject = HostedScorer(replace(Number.spec, origin=ORIGIN), SETTINGS, None, lambda name, settings: gpu)
+    items = (ScoreItem(prompt="0.5"), ScoreItem(prompt="assert"))
+    assert values(await subject.score(items, [0], 10.0)) == [0.5]
+    await subject.check_health()
+    assert values(await subject.score(items, [0, 1], 10.0)) == ["replica_lost", "replica_lost"]
+    assert gpu.runs == 2
+    with pytest.raises(RuntimeError, match="'number' cannot use its device any more: CUDA error: device-side assert"):
+        await subject.check_health()
+    (later,) = await subject.score(items, [0], 10.0)
+    assert isinstance(later, ScoreFailure)
+    assert (later.code, later.retryable, gpu.runs) == ("unavailable", True, 2)
+
+
 def overview(state: str, running: int, message: str = "") -> Any:
     from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger
     from ray.serve.schema import DeploymentStatusOverview
@@ -153,7 +198,10 @@ def test_readiness_counts_replicas_and_keeps_its_last_value() -> None:
     [
         (ActorDiedError(), ReplicaLost),
         (WorkerCrashedError(), ReplicaLost),
-        (DeploymentUnavailableError.__new__(DeploymentUnavailableError), ReplicaLost),
+        (OutOfMemoryError("the node is low on memory"), ReplicaLost),
+        (LocalRayletDiedError(), ReplicaLost),
+        (DeploymentUnavailableError.__new__(DeploymentUnavailableError), Unavailable),
+        (TaskCancelledError(), Unavailable),
         (BackPressureError.__new__(BackPressureError), Overloaded),
         (RayTaskError("score", "trace", Overloaded("full")), Overloaded),
         (RayTaskError("score", "trace", MissingInput("no")), MissingInput),

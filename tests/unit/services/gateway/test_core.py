@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import threading
 import time
@@ -13,13 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.gateway import decode
+from services.backends import Staged
+from services.gateway import decode, fanout
 from services.gateway.core import Gateway
 from services.gateway.images import request_pixels
 from services.settings import LimitSettings
 from synod.contracts import Concept, ImageRef, ItemResult, Score, ScoreFailure, ScoreItem, ScoreRequest
-from synod.errors import Overloaded, PayloadTooLarge, ReplicaLost
+from synod.errors import Overloaded, PayloadTooLarge, ReplicaLost, Unavailable
 from synod.images import encode_png, pixel_count
+from synod.retry import RetryPolicy
 from tests.outcomes import value
 
 
@@ -63,12 +67,14 @@ async def test_bad_image_fails_alone_and_reaches_no_scorer(gateway: Gateway, bac
     assert len(backend.calls) == 2
 
 
-@pytest.mark.parametrize("error", [ReplicaLost("gone"), Overloaded("full")])
-async def test_lost_or_full_replica_is_retried(gateway: Gateway, backend: Any, error: Exception) -> None:
-    backend.plan["a"] = [error, error]
+@pytest.mark.parametrize(
+    "errors", [[ReplicaLost("gone")], [Overloaded("full")] * 2, [ReplicaLost("gone"), Unavailable("no replica")]]
+)
+async def test_lost_full_or_absent_replica_is_retried(gateway: Gateway, backend: Any, errors: list[Exception]) -> None:
+    backend.plan["a"] = list(errors)
     response = await gateway.score(ScoreRequest((item(51), item(102)), ("a", "b")))
     assert table(response.results) == [{"a": 0.2, "b": 0.2}, {"a": 0.4, "b": 0.4}]
-    assert backend.calls.count(("a", (0, 1))) == 3
+    assert backend.calls.count(("a", (0, 1))) == len(errors) + 1
     assert backend.calls.count(("b", (0, 1))) == 1
 
 
@@ -83,12 +89,80 @@ async def test_only_lost_items_are_retried(gateway: Gateway, backend: Any) -> No
 
 
 async def test_retries_end_with_the_deadline(gateway: Gateway, backend: Any) -> None:
-    backend.plan["a"] = [ReplicaLost("gone")] * 1000
+    """A service that has no replica may recover until then."""
+    backend.plan["a"] = [Unavailable("no replica")] * 1000
     response = await gateway.score(ScoreRequest((item(51),), ("a", "b"), timeout_ms=300))
     (scores,) = table(response.results)
     assert scores["b"] == 0.2
-    assert scores["a"] in ("replica_lost", "deadline_exceeded")
+    assert scores["a"] in ("unavailable", "deadline_exceeded")
     assert 2 <= len(backend.calls) < 20
+
+
+@pytest.fixture
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "BACKOFF", RetryPolicy(base_s=0.001, max_s=0.001))
+
+
+def killed_by(*levels: int) -> Any:
+    """Return a step that scores items, unless it dies of one of these levels."""
+
+    def step(items: Sequence[ScoreItem]) -> list[Score]:
+        if any(one.pixels()[0, 0, 0] in levels for one in items):
+            raise ReplicaLost("gone")
+        return [Score(float(one.pixels()[0, 0, 0])) for one in items]
+
+    return step
+
+
+@pytest.mark.usefixtures("_short_pauses")
+async def test_an_item_that_kills_its_replicas_fails_alone(gateway: Gateway, backend: Any) -> None:
+    """The call is sent twice, then in halves: not to one replica after another until the deadline."""
+    backend.plan["a"] = [killed_by(6)] * 1000
+    response = await gateway.score(ScoreRequest(tuple(map(item, range(8))), ("a",)))
+    assert [row["a"] for row in table(response.results)] == [0, 1, 2, 3, 4, 5, "scorer_failed", 7]
+    everything = tuple(range(8))
+    indexes = [everything, everything, (0, 1, 2, 3), (4, 5, 6, 7), (4, 5), (6, 7), (6,), (7,)]
+    assert backend.calls == [("a", one) for one in indexes]
+    failure = response.results[6].scores["a"]
+    assert isinstance(failure, ScoreFailure)
+    assert failure.message.startswith("5 replicas of scorer 'a' died while they scored this item")
+    assert not failure.retryable
+
+
+@pytest.mark.usefixtures("_short_pauses")
+@pytest.mark.parametrize("first", [[], [Unavailable("no replica")] * 5])
+async def test_a_single_item_kills_three_replicas_at_most(gateway: Gateway, backend: Any, first: list[Any]) -> None:
+    backend.plan["a"] = [*first, *[killed_by(6)] * 1000]
+    response = await gateway.score(ScoreRequest((item(6),), ("a",)))
+    assert table(response.results) == [{"a": "scorer_failed"}]
+    assert len(backend.calls) == len(first) + 3
+
+
+@pytest.mark.usefixtures("_short_pauses")
+async def test_a_replica_killed_by_another_request_fails_no_item(
+    gateway: Gateway, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that dies loses all calls that it holds. Calls that lost two of them take turns."""
+    died = asyncio.Event()
+
+    async def score(scorer: str, staged: Staged, indexes: Sequence[int], timeout_s: float) -> list[Score]:
+        nonlocal died
+        items = [staged.items[i] for i in indexes]
+        replica = died
+        if any(one.pixels()[0, 0, 0] == 6 for one in items):
+            await asyncio.sleep(0.01)
+            died = asyncio.Event()
+            replica.set()
+            raise ReplicaLost("gone")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(replica.wait(), 0.1)
+            raise ReplicaLost("gone")
+        return [Score(1.0) for _ in items]
+
+    monkeypatch.setattr(backend, "score", score)
+    requests = [ScoreRequest((item(level),), ("a",)) for level in (5, 6, 7)]
+    responses = await asyncio.gather(*map(gateway.score, requests))
+    assert [table(one.results) for one in responses] == [[{"a": 1.0}], [{"a": "scorer_failed"}], [{"a": 1.0}]]
 
 
 async def test_scores_of_the_first_try_survive_a_late_retry(gateway: Gateway, backend: Any) -> None:

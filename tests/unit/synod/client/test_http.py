@@ -6,12 +6,14 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
@@ -369,6 +371,55 @@ def test_read_timeouts_and_redirects_are_errors(connect: Callable[[str], Use]) -
         use("score", prompts(["a"]), **options)
     with pytest.raises(DeadlineExceeded, match=r"did not answer /v1/score within 5\.5 s"):
         use("score", replace(prompts(["a"]), timeout_ms=500), **options)
+
+
+PIECES = [bytes([byte]) for byte in b'{"scorers": [{"name": "length"}]}']
+
+
+def test_a_response_that_trickles_ends_at_the_timeout() -> None:
+    """Each piece comes in time, all of them do not."""
+
+    def pieces() -> Iterator[bytes]:
+        for piece in PIECES:
+            time.sleep(0.02)
+            yield piece
+
+    async def awaited_pieces() -> AsyncIterator[bytes]:
+        for piece in PIECES:
+            await asyncio.sleep(0.02)
+            yield piece
+
+    def transport(content: Callable[[], Any]) -> httpx.MockTransport:
+        return httpx.MockTransport(
+            lambda request: httpx.Response(200, headers={"content-type": "application/json"}, content=content())
+        )
+
+    async def call(timeout_s: float) -> Any:
+        options: dict[str, Any] = {"timeout_s": timeout_s, "retries": 0, "transport": transport(awaited_pieces)}
+        async with AsyncSynodClient("http://service", **options) as client:
+            return await client.scorers()
+
+    late = r"did not answer /v1/scorers within 0\.\d+ s; allow more time"
+    with (
+        SynodClient("http://service", timeout_s=0.2, retries=0, transport=transport(pieces)) as client,
+        pytest.raises(DeadlineExceeded, match=late),
+    ):
+        client.scorers()
+    with pytest.raises(DeadlineExceeded, match=late):
+        asyncio.run(call(0.2))
+    assert asyncio.run(call(20)) == [{"name": "length"}]
+
+
+@pytest.mark.parametrize("client", [SynodClient, AsyncSynodClient])
+def test_grpc_reconnects_within_a_second(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own pauses grow to two minutes, so that a service that has recovered would be reported late."""
+    opened: list[dict[str, Any]] = []
+    for library in (grpc, grpc.aio):
+        monkeypatch.setattr(library, "insecure_channel", lambda target, options: opened.append(dict(options)))
+    client("grpc://service:9000")
+    (options,) = opened
+    assert options["grpc.initial_reconnect_backoff_ms"] <= options["grpc.max_reconnect_backoff_ms"] <= 1000
+    assert options["grpc.min_reconnect_backoff_ms"] == 5000
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "", "ftp://service", "grpc:service", "http://", "HTTP"])
