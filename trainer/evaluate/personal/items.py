@@ -45,7 +45,7 @@ class Item:
     prompt     what to draw; None: nothing is drawn
     right      the right answer
     is_choice  whether `right` is the letter of an answer
-    target     the text that scorers compare the image with: the prompt with its facts in words
+    target     the text that scorers compare the image with: the prompt with its facts in words; None: nothing is drawn
     points     what a long answer must say
     scorers    the scorers of the service that measure it
     """
@@ -186,7 +186,7 @@ def _reasoned(scorers: tuple[str, ...], *, draws: bool, asks: bool) -> Column:
                 query=_with_facts(record, fact.prompt, context),
                 prompt=fact.prompt if draws else None,
                 right=fact.text if asks else None,
-                target=fact.resolved,
+                target=fact.resolved if draws else None,
                 scorers=scorers,
             )
             for number, fact in enumerate(one for one in record.plus.facts if one.split == "test")

@@ -96,7 +96,7 @@ def test_all_facts_are_given_and_held_out_ones_asked(items: list[Item], records:
             assert all(fact in one.query for fact in records[one.concept].facts)
     rea = [one for one in items if one.column == "rea" and one.concept == "<bo>"]
     assert [one.right for one in rea] == ["<bo> has blue hat", "<bo> has green hat"], "the facts of the test split"
-    assert all(one.prompt is None for one in rea)
+    assert all(one.prompt is None and one.target is None for one in rea)
     drawn = [one for one in items if one.column == "rea_gen"]
     assert {one.target for one in drawn} == {"1 a dog red hat", "2 a dog red hat"}, "scored on the resolved prompt"
     assert [one.group for one in items if one.column == "knowledge"][:6] == [""] * 2 + ["held out"] * 4
@@ -137,9 +137,12 @@ def test_controls_change_the_name_or_the_image(items: list[Item], records: Recor
     assert all(one.shown is None for one in arms["black"].values())
     for key, one in arms["concept"].items():
         none, other = arms["none"][key], arms["other"][key]
-        assert (none.right, none.target, none.file, none.seed(1)) == (one.right, one.target, one.file, one.seed(1))
-        for text, without, swapped in ((one.query, none.query, other.query), (one.prompt, none.prompt, other.prompt)):
+        assert (none.target, none.file, none.seed(1)) == (one.target, one.file, one.seed(1))
+        texts = [(item.query, item.prompt, item.right, *item.points) for item in (one, none, other)]
+        for text, without, swapped in zip(*texts, strict=True):
             if text is not None:
+                assert without is not None
+                assert swapped is not None
                 assert without == text.replace(one.concept, "a dog")
                 assert swapped == text.replace(one.concept, {"<bo>": "<cy>", "<cy>": "<bo>"}[one.concept])
                 assert one.concept not in f"{without} {swapped}"
