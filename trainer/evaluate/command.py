@@ -65,9 +65,10 @@ Suites of personalised policies, on the concepts of --data DIR (docs/evaluation.
 They print each measure next to its controls: the class word in place of the name, another concept's name, a black
 image. --answers DIR scores another model's answers instead of a POLICY's.
 
-The same command resumes a stopped evaluation: it draws no image twice, scores again what has failed, and adds what a
-larger --images or --limit, or another of --scorers, asks for. A missing score is left out and counted, never a 0.
-Standard errors are clustered by prompt, because images of one prompt are alike.
+The same command resumes a stopped evaluation: it draws no image twice, scores again what has failed, and adds what
+another of --scorers asks for, and in suites of prompts what a larger --images or --limit does; suites of personalised
+policies need a new --out for those. A missing score is left out and counted, never a 0. Standard errors are clustered
+by prompt, because images of one prompt are alike; in suites of personalised policies they are over concepts.
 """
 EXAMPLES: Final = """examples:
   synod evaluate runs/train --suite geneval

@@ -191,7 +191,8 @@ def _kind(info: Node) -> ConceptKind:
 def _recognition(asked: Node | None, template: Node | None, name: str) -> tuple[str, ...]:
     if asked is not None:
         entries = asked if isinstance(asked.value, list) else Node(list(asked.mapping().values()), asked.path)
-        return tuple(dict.fromkeys(entries.entries(lambda one: one.need("query", Node.text))))
+        if found := tuple(dict.fromkeys(entries.entries(lambda one: one.need("query", Node.text)))):
+            return found
     own = None if template is None else template.get("recognition", each(Node.text))
     return tuple(one.replace("{}", name) for one in own or RECOGNITION)
 

@@ -24,9 +24,10 @@ CONTROLS: Final = ARMS[1:]
 
 
 def in_arm(items: Sequence[Item], arm: Arm, records: Mapping[str, ConceptRecord]) -> list[Item]:
-    """Return the items of an arm as the policy reads them; keys, seeds and right answers stay.
+    """Return the items of an arm as the policy reads them; keys, seeds and what images are compared with stay.
 
-    "black" has only what is asked about an image; "other" is empty if there is one concept.
+    Right answers call the concept by the name that the arm's questions do. "black" has only what is asked about an
+    image; "other" is empty if there is one concept.
     """
     if arm == "concept":
         return list(items)
@@ -45,5 +46,10 @@ def _stand_in(arm: Arm, record: ConceptRecord, records: Sequence[ConceptRecord])
 
 
 def _renamed(item: Item, name: str) -> Item:
-    query, prompt = (text and text.replace(item.concept, name) for text in (item.query, item.prompt))
-    return replace(item, query=query, prompt=prompt)
+    """Rename the concept in what is read and in what is to be said: a copy of what was read is right in every arm."""
+
+    def called(text: str) -> str:
+        return text.replace(item.concept, name)
+
+    query, prompt, right = (text and called(text) for text in (item.query, item.prompt, item.right))
+    return replace(item, query=query, prompt=prompt, right=right, points=tuple(map(called, item.points)))

@@ -1,6 +1,6 @@
 """What each suite asks and draws: the columns of UnifyBench (UniCTokens) and UnifyBench++ (Sync-R1), and of other sets.
 
-    rec            is the concept in this image? its test images; images of its class or kind; random images
+    rec            is the concept in this image? its test images; hard negatives; random images
     vqa, qa        questions about an image, and about the concept alone; `_choice`: with answers to choose from
     plain, pure    draw the concept, alone and in scenes
     graded         as pure, for DreamBench++
@@ -26,11 +26,12 @@ from typing import Final
 import numpy as np
 
 from trainer.evaluate.runner import EVALUATION
-from trainer.personalize.records import ConceptRecord, PromptTag, same_class
+from trainer.personalize.readers.shared import UNKNOWN_CLASS
+from trainer.personalize.records import ConceptRecord, PromptTag
 from trainer.scenarios import textual_query
 from trainer.settings.data import TEMPLATES
 
-YES, HARD, RANDOM = "yes", "no, same class", "no, random"
+YES, HARD, RANDOM = "yes", "no, hard", "no, random"
 PEOPLE_IMAGES: Final = 25  # times as many: the papers draw 100 where they draw 4 of other prompts
 ANSWERS: Final = ("bleu", "judge_text")
 
@@ -45,7 +46,7 @@ class Item:
     prompt     what to draw; None: nothing is drawn
     right      the right answer
     is_choice  whether `right` is the letter of an answer
-    target     the text that scorers compare the image with: the prompt with its facts in words
+    target     the text that scorers compare the image with: the prompt with its facts in words; None: nothing is drawn
     points     what a long answer must say
     scorers    the scorers of the service that measure it
     """
@@ -122,9 +123,17 @@ def plan(
 
 
 def _recognition(record: ConceptRecord, context: Context) -> list[Item]:
-    count, records, rng = len(record.test), context.records, context.rng
-    alike = [image for one in same_class(record, records) for image in one.test]
-    others = [image for one in records if one.concept.kind != record.concept.kind for image in one.test]
+    """Return the items of recognition.
+
+    Hard negatives are other concepts of the class that the set states, else images that look alike, else none. Random
+    ones are images of anything, else of other concepts that are not hard negatives.
+    """
+    count, rng = len(record.test), context.rng
+    is_alike = {one.name: _share_class(one, record) for one in context.records if one.name != record.name}
+    alike, others = (
+        [image for one in context.records if is_alike.get(one.name) is wanted for image in one.test]
+        for wanted in (True, False)
+    )
     groups = (
         (YES, "Yes", list(record.test)),
         (HARD, "No", _some(alike or record.hard_test or record.hard, count, rng)),
@@ -136,6 +145,11 @@ def _recognition(record: ConceptRecord, context: Context) -> list[Item]:
         Item("", record.name, number, 0, group, query, image, right=right, scorers=("recognition",))
         for number, (group, right, query, image) in enumerate(found)
     ]
+
+
+def _share_class(one: ConceptRecord, other: ConceptRecord) -> bool:
+    """Return whether the set states one class of both."""
+    return one.class_word == other.class_word != UNKNOWN_CLASS
 
 
 def _some(images: Sequence[Path], count: int, rng: np.random.Generator) -> list[Path]:
@@ -186,7 +200,7 @@ def _reasoned(scorers: tuple[str, ...], *, draws: bool, asks: bool) -> Column:
                 query=_with_facts(record, fact.prompt, context),
                 prompt=fact.prompt if draws else None,
                 right=fact.text if asks else None,
-                target=fact.resolved,
+                target=fact.resolved if draws else None,
                 scorers=scorers,
             )
             for number, fact in enumerate(one for one in record.plus.facts if one.split == "test")
@@ -255,7 +269,7 @@ SUITES: Final[Mapping[str, tuple[str, ...]]] = {
     "unify": ("rec", "vqa", "vqa_choice", "qa", "qa_choice", "pure", "people", "knowledge"),
     "unify_pp": ("rea", "dense_rea", "rea_gen", "dense_gen", "dense_rea_gen"),
     "yollava": ("rec", "vqa_choice", "qa_choice", "plain"),
-    "mc_llava": ("rec", "vqa", "qa", "qa_choice", "plain"),
+    "mc_llava": ("rec", "vqa", "vqa_choice", "qa", "qa_choice", "plain"),
     "dreambench": ("pure",),
     "dreambench_pp": ("graded",),
 }

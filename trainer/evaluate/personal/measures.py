@@ -174,12 +174,12 @@ _CHOICE = _of_reply(lambda reply, item: is_choice_right(reply, item.right or "")
 _UNCLEAR = _of_reply(lambda reply, item: float(yes_or_no(reply) is None))
 MEASURES: Final = (
     _scored("Rec weight, random", "rec", "recognition", YES, RANDOM),
-    _scored("Rec weight, same class", "rec", "recognition", YES, HARD),
+    _scored("Rec weight, hard", "rec", "recognition", YES, HARD),
     _scored("Rec recall yes", "rec", "recognition", YES),
     _scored("Rec recall no, random", "rec", "recognition", RANDOM),
-    _scored("Rec recall no, same class", "rec", "recognition", HARD),
+    _scored("Rec recall no, hard", "rec", "recognition", HARD),
     Measure("Rec weight, random, whole words", "rec", _STRICT, None, (YES, RANDOM)),
-    Measure("Rec weight, same class, whole words", "rec", _STRICT, None, (YES, HARD)),
+    Measure("Rec weight, hard, whole words", "rec", _STRICT, None, (YES, HARD)),
     Measure("Rec unclear replies", "rec", _UNCLEAR, compared=False),
     _scored("VQA BLEU", "vqa", "bleu"),
     _scored("VQA text judge", "vqa", "judge_text"),

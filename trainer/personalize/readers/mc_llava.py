@@ -18,7 +18,16 @@ from synod.reader import Node
 from synod.scoring import show
 from trainer.data.files import hint, json_node, text
 from trainer.personalize.folder import PLAIN
-from trainer.personalize.readers.shared import Log, concept_folders, kind_of, questions, read_json
+from trainer.personalize.readers.shared import (
+    NO_CLASSES,
+    UNKNOWN_CLASS,
+    Log,
+    class_word,
+    concept_folders,
+    kind_of,
+    questions,
+    read_json,
+)
 from trainer.personalize.records import ConceptPrompt, ConceptRecord, Question, images_in
 from trainer.personalize.templates import RECOGNITION
 
@@ -31,7 +40,7 @@ def read(root: Path, log: Log = show.notify) -> dict[str, ConceptRecord]:
     parts = [root / name for name in PARTS if (root / name).is_dir()] or [root]
     found: dict[str, ConceptRecord] = {}
     for part in parts:
-        types = read_json(part / "concept_type.json", 'every concept is an object of the class "thing"', log)
+        types = read_json(part / "concept_type.json", NO_CLASSES, log)
         for folder in concept_folders(part / "concept/train"):
             record = _record(folder, part / "concept/test" / folder.name, types, log)
             if record.name in found:
@@ -41,7 +50,7 @@ def read(root: Path, log: Log = show.notify) -> dict[str, ConceptRecord]:
 
 
 def _record(folder: Path, test: Path, types: Node | None, log: Log) -> ConceptRecord:
-    name, word = f"<{folder.name}>", (types and types.get(folder.name, Node.text)) or "thing"
+    name, word = f"<{folder.name}>", (types and types.get(folder.name, class_word)) or UNKNOWN_CLASS
     return ConceptRecord(
         Concept(kind_of(word), word, name),
         folder,

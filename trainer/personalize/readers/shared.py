@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from synod.contracts import ConceptKind
 from synod.errors import SettingsError
@@ -13,6 +14,8 @@ from trainer.data.files import json_node, text
 from trainer.personalize.records import Question
 
 Log = Callable[[str], None]
+UNKNOWN_CLASS: Final = "thing"  # of a concept whose class its set does not state
+NO_CLASSES: Final = f'every concept is an object of the class "{UNKNOWN_CLASS}"'
 _KINDS: Mapping[str, ConceptKind] = {
     **dict.fromkeys(("person", "human", "people", "man", "woman"), "person"),
     **dict.fromkeys(("animal", "pet", "dog", "cat", "live_subject"), "animal"),
@@ -22,6 +25,13 @@ _KINDS: Mapping[str, ConceptKind] = {
 def kind_of(word: str) -> ConceptKind:
     """Return the kind of a concept from a set's own word for it; "object" for any other word."""
     return _KINDS.get(word.strip().lower(), "object")
+
+
+def class_word(node: Node) -> str:
+    """Return a class word, without blanks around it. Raises InvalidRequest for one without characters."""
+    if not (word := node.text().strip()):
+        raise node.error("no word of a class; give one, such as dog, or remove the key")
+    return word
 
 
 def read_json(path: Path, without: str, log: Log) -> Node | None:

@@ -18,7 +18,15 @@ from synod.reader import Node
 from synod.scoring import show
 from trainer.data.files import hint
 from trainer.personalize.folder import PLAIN
-from trainer.personalize.readers.shared import Log, concept_folders, questions, read_json
+from trainer.personalize.readers.shared import (
+    NO_CLASSES,
+    UNKNOWN_CLASS,
+    Log,
+    class_word,
+    concept_folders,
+    questions,
+    read_json,
+)
 from trainer.personalize.records import ConceptPrompt, ConceptRecord, images_in
 from trainer.personalize.templates import RECOGNITION
 
@@ -31,7 +39,7 @@ def read(root: Path, log: Log = show.notify) -> dict[str, ConceptRecord]:
     data = root / "yollava-data" if (root / "yollava-data").is_dir() else root
     at = root if (root / VISUAL_QA).exists() else data
     asked = read_json(at / VISUAL_QA, "no visual questions are asked", log)
-    classes = read_json(at / CLASSES, 'every concept is an object of the class "thing"', log)
+    classes = read_json(at / CLASSES, NO_CLASSES, log)
     by_concept = {} if asked is None else _by_concept(asked)
     return {
         f"<{one.name}>": _record(data, one, by_concept.get(one.name), classes)
@@ -44,7 +52,7 @@ def _record(data: Path, folder: Path, asked: Node | None, classes: Node | None) 
     known = None if classes is None else classes.get(folder.name, lambda one: one.fields("kind", "class"))
     kind = known.need("kind", lambda one: one.choice(CONCEPT_KINDS)) if known else "object"
     return ConceptRecord(
-        Concept(kind, known.need("class", Node.text) if known else "thing", name),
+        Concept(kind, known.need("class", class_word) if known else UNKNOWN_CLASS, name),
         folder,
         train=images_in(folder),
         test=images_in(test),

@@ -18,6 +18,7 @@ from tests.unit.trainer.personalize.unify_tree import plus, write_image, write_j
 from trainer.data.concepts import read_concepts
 from trainer.personalize.folder import read_folder, read_names
 from trainer.personalize.records import ConceptPrompt, Plus, Question, load_image, load_photos, same_class
+from trainer.personalize.templates import RECOGNITION
 
 ROOT = Path(__file__).parents[4]
 
@@ -243,6 +244,14 @@ def test_photos_may_be_grey_or_transparent_and_bad_ones_left_out(tmp_path: Path)
     assert np.array_equal(photos[0][1], photos[1][1])
     assert "2.png" in said[0]
     assert said[1] == "<bo> has 2 image(s); 3 to 15 of different places give a better likeness"
+
+
+@pytest.mark.parametrize("empty", [[], {}])
+def test_a_file_without_recognition_questions_counts_as_absent(tmp_path: Path, empty: Any) -> None:
+    root = write_tree(tmp_path, ("bo",), ("animal",))
+    write_json(root / "concept/train/bo/positive_recognitions.json", empty)
+    (bo,) = read_folder(root).values()
+    assert bo.recognition == tuple(one.replace("{}", "<bo>") for one in RECOGNITION)
 
 
 def test_same_class_comes_before_same_kind() -> None:

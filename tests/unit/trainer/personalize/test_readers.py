@@ -73,6 +73,17 @@ def test_a_bad_yollava_question_is_named(tmp_path: Path, asked: Any, message: st
         yollava.read(yollava_tree(tmp_path, asked), print)
 
 
+@pytest.mark.parametrize("word", ["", "  "])
+def test_a_class_without_a_word_is_refused(tmp_path: Path, word: str) -> None:
+    write_json(yollava_tree(tmp_path, None) / "yollava-data/classes.json", {"bo": {"kind": "animal", "class": word}})
+    with pytest.raises(SettingsError, match=r"classes\.json\.bo\.class: no word of a class"):
+        yollava.read(tmp_path, print)
+    mc_llava_tree(tmp_path, "two_concept", ("bo",))
+    write_json(tmp_path / "two_concept/concept_type.json", {"bo": word})
+    with pytest.raises(SettingsError, match=r"concept_type\.json\.bo: no word of a class"):
+        mc_llava.read(tmp_path, print)
+
+
 def mc_llava_tree(root: Path, part: str, names: tuple[str, ...]) -> Path:
     concept = root / part / "concept"
     for name in names:

@@ -20,7 +20,7 @@ from tests.unit.trainer.evaluate.personal.conftest import NAMES, Service, Speake
 from trainer.evaluate.personal.answers import answer_items, folder_of, merge, read_answers
 from trainer.evaluate.personal.arms import ARMS, in_arm
 from trainer.evaluate.personal.items import Item
-from trainer.evaluate.personal.measures import Row
+from trainer.evaluate.personal.measures import MARK, MEASURES, Row, table
 from trainer.evaluate.personal.score import answered, score
 from trainer.personalize.records import ConceptRecord, load_image
 from trainer.policy.show_o.policy import ShowO
@@ -183,6 +183,27 @@ def test_every_item_of_every_arm_has_a_row(
     sent = service.num_items
     assert scored(items, records, client, tmp_path) == rows
     assert service.num_items == sent
+
+
+def test_a_policy_that_copies_facts_measures_nothing(
+    items: list[Item], records: Records, client: SynodClient, service: Service, tmp_path: Path
+) -> None:
+    """Without rows it says the fact in the words of its question: as right as with them."""
+
+    def copied(query: Query) -> str:
+        *facts, prompt = query.text.split(". ")
+        color = {"1": "blue", "2": "green"}[prompt[0]]
+        return next(fact for fact in facts if color in fact)
+
+    plans = {arm: in_arm(of(items, "rea"), arm, records) for arm in ARMS}
+    for arm, found in plans.items():
+        answer(found, folder_of(tmp_path / "answers", arm), Speaker(copied))
+    rows = score(answered(plans, tmp_path / "answers", 0), records, client, ALL, tmp_path)
+    for line in table(rows, [one for one in MEASURES if one.column == "rea"]):
+        assert [cell.mean for cell in line.cells.values()] == pytest.approx([1.0, 1.0, 1.0])
+        assert line.mark == f"{MARK}: none, other"
+    asked = {item.prompt for request in service.requests for item in request.items}
+    assert asked == {one.query for found in plans.values() for one in found}, "the judge sees what the policy was asked"
 
 
 def test_a_judge_gets_what_is_known(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.unit.trainer.personalize.unify_tree import write_image, write_tree
+from tests.unit.trainer.personalize.test_readers import CHOICE, mc_llava_tree, yollava_tree
+from tests.unit.trainer.personalize.unify_tree import write_image, write_json, write_tree
 from trainer.evaluate.personal.arms import ARMS, in_arm
 from trainer.evaluate.personal.items import COLUMNS, HARD, RANDOM, SUITES, YES, Item, plan
 from trainer.personalize.examples import questions
 from trainer.personalize.folder import read_folder
+from trainer.personalize.readers import mc_llava, yollava
 from trainer.personalize.records import ConceptRecord
 
 Records = dict[str, ConceptRecord]
@@ -59,6 +62,57 @@ def test_negatives_of_a_class_are_other_concepts(items: list[Item], records: Rec
     assert [one.query for one in asked[:2]] == [one.query for one in asked[2:4]], "negatives are asked the same"
 
 
+def shown_of(records: Records, name: str) -> dict[str, set[Path | None]]:
+    """Return the images of each group of the recognition of a concept, over several seeds."""
+    asked = [one for seed in range(20) for one in plan(list(records.values()), ("rec",), seed=seed)]
+    return {
+        group: {one.shown for one in asked if (one.concept, one.group) == (name, group)} for group in (HARD, RANDOM)
+    }
+
+
+def test_hard_negatives_are_of_the_class_and_not_of_the_kind(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, ("bo", "cy", "di", "el"), ("animal", "animal", "animal", "person"))
+    info = root / "concept/train/di/info.json"
+    info.write_text(info.read_text().replace('"dog"', '"cat"'))
+    shutil.rmtree(root / "random_images")
+    records = read_folder(root)
+    cy, di, el = (set(records[f"<{name}>"].test) for name in ("cy", "di", "el"))
+    assert shown_of(records, "<bo>") == {HARD: cy, RANDOM: di | el}
+    assert shown_of(records, "<di>")[HARD] == set(), "the only cat"
+    for number in range(2):
+        write_image(root / f"concept/train/di/negative_example/{number}.png", 200 + number)
+    records = read_folder(root)
+    assert shown_of(records, "<di>")[HARD] == set(records["<di>"].hard)
+
+
+def test_concepts_of_an_unknown_class_are_not_alike(tmp_path: Path) -> None:
+    """Yo'LLaVA does not say what its concepts are, and comes with images that look alike."""
+    records = yollava.read(yollava_tree(tmp_path, None), print)
+    bo, cy = records.values()
+    assert bo.class_word == cy.class_word
+    assert shown_of(records, "<bo>") == {HARD: set(bo.hard), RANDOM: set(cy.test)}
+    dog = {"kind": "animal", "class": "dog"}
+    write_json(tmp_path / "yollava-data/classes.json", {"bo": dog, "cy": dog})
+    records = yollava.read(tmp_path, print)
+    assert shown_of(records, "<bo>") == {HARD: set(cy.test), RANDOM: set()}
+
+
+@pytest.mark.parametrize("suite", ["unify", "yollava", "mc_llava"])
+def test_every_question_is_asked_in_a_column_of_its_suite(tmp_path: Path, suite: str) -> None:
+    trees = {
+        "unify": lambda: read_folder(write_tree(tmp_path)),
+        "yollava": lambda: yollava.read(yollava_tree(tmp_path, {"bo": {"test/bo/1.png": CHOICE}}), print),
+        "mc_llava": lambda: mc_llava.read(mc_llava_tree(tmp_path, "two_concept", ("bo", "cy")), print),
+    }
+    records = trees[suite]()
+    asked = [one for one in plan(list(records.values()), SUITES[suite]) if "qa" in one.column]
+    known = [(name, one) for name, record in records.items() for one in record.questions]
+    assert sorted((one.concept, one.query or "", str(one.shown)) for one in asked) == sorted(
+        (name, one.text, str(one.image)) for name, one in known
+    )
+    assert known
+
+
 def test_negatives_are_images_that_training_has_not_seen(tmp_path: Path) -> None:
     """Of enough of them; more images later move none of the earlier ones to the other part."""
     root, seen, asked = write_tree(tmp_path, ("bo",), ("animal",)), set[Path](), set[Path]()
@@ -96,7 +150,7 @@ def test_all_facts_are_given_and_held_out_ones_asked(items: list[Item], records:
             assert all(fact in one.query for fact in records[one.concept].facts)
     rea = [one for one in items if one.column == "rea" and one.concept == "<bo>"]
     assert [one.right for one in rea] == ["<bo> has blue hat", "<bo> has green hat"], "the facts of the test split"
-    assert all(one.prompt is None for one in rea)
+    assert all(one.prompt is None and one.target is None for one in rea)
     drawn = [one for one in items if one.column == "rea_gen"]
     assert {one.target for one in drawn} == {"1 a dog red hat", "2 a dog red hat"}, "scored on the resolved prompt"
     assert [one.group for one in items if one.column == "knowledge"][:6] == [""] * 2 + ["held out"] * 4
@@ -137,9 +191,12 @@ def test_controls_change_the_name_or_the_image(items: list[Item], records: Recor
     assert all(one.shown is None for one in arms["black"].values())
     for key, one in arms["concept"].items():
         none, other = arms["none"][key], arms["other"][key]
-        assert (none.right, none.target, none.file, none.seed(1)) == (one.right, one.target, one.file, one.seed(1))
-        for text, without, swapped in ((one.query, none.query, other.query), (one.prompt, none.prompt, other.prompt)):
+        assert (none.target, none.file, none.seed(1)) == (one.target, one.file, one.seed(1))
+        texts = [(item.query, item.prompt, item.right, *item.points) for item in (one, none, other)]
+        for text, without, swapped in zip(*texts, strict=True):
             if text is not None:
+                assert without is not None
+                assert swapped is not None
                 assert without == text.replace(one.concept, "a dog")
                 assert swapped == text.replace(one.concept, {"<bo>": "<cy>", "<cy>": "<bo>"}[one.concept])
                 assert one.concept not in f"{without} {swapped}"

@@ -92,13 +92,13 @@ def test_recognition_weighs_both_answers_alike() -> None:
     }
     assert means == {
         "Rec weight, random": (0.5 + 0.75) / 2,
-        "Rec weight, same class": (0.5 + 0.0) / 2,
+        "Rec weight, hard": (0.5 + 0.0) / 2,
         "Rec recall yes": 0.5,
         "Rec recall no, random": 0.75,
-        "Rec recall no, same class": 0.0,
+        "Rec recall no, hard": 0.0,
     }
-    only = line("Rec weight, same class", rows[:6]).cells["concept"]
-    assert only.mean is None, "without negatives of the class there is no weight"
+    only = line("Rec weight, hard", rows[:6]).cells["concept"]
+    assert only.mean is None, "without hard negatives there is no weight"
 
 
 def test_an_unclear_reply_is_wrong_and_never_left_out() -> None:
