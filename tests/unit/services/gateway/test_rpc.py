@@ -361,7 +361,7 @@ async def test_deadline_of_a_call_bounds_its_timeout(channel: grpc.aio.Channel, 
 async def test_long_request_id_is_refused(client: AsyncSynodClient) -> None:
     request = ScoreRequest((grey(51),), ("mean",), request_id="r" * 257)
     for asking in (client.score(request), anext(client.stream(request))):
-        with pytest.raises(PayloadTooLarge, match=r"^request_id has 257 characters, the limit is 256"):
+        with pytest.raises(PayloadTooLarge, match=r"^request_id has 257 characters; the limit is 256"):
             await asking
 
 
