@@ -160,7 +160,7 @@ def _check_weights(ranks: Ranks) -> None:
         nn.init.ones_(module.weight), nn.init.ones_(module.bias)
     check_weights(policy, ranks)
     nn.init.constant_(policy.tokenizer.weight, 1 + 1e-6 * ranks.rank)
-    with pytest.raises(SettingsError, match="as the digest of the weights; give the same"):
+    with pytest.raises(SettingsError, match="for the digest of the weights; give the same"):
         check_weights(policy, ranks)
 
 
