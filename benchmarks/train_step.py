@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records = read(options.run)
     result = {"command": command(), "machine": machine(), "steps": len(records), "seconds": seconds(records)}
     result["reward_wait_share"] = _share(records, "reward_wait")
-    result["max_rss_mb_by_group"] = {str(group): _memory(group, options.url) for group in GROUPS}
+    result["max_rss_gib_by_group"] = {str(group): _memory(group, options.url) for group in GROUPS}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     return 0
@@ -76,7 +76,7 @@ def _memory(group: int, url: str) -> float:
         environ = {**os.environ, **{f"SYNOD__TRAINER__{key}": str(value) for key, value in overrides.items()}}
         line = [sys.executable, "-m", "trainer", str(CONFIG), "--run-dir", folder, "--steps", "2", "--url", url]
         subprocess.run([*line, "--no-evaluation"], cwd=ROOT, env=environ, check=True)
-        return max(float(record["max_rss_mb"]) for record in read(Path(folder)))
+        return max(float(record["max_rss_gib"]) for record in read(Path(folder)))
 
 
 if __name__ == "__main__":

@@ -203,9 +203,12 @@ def _check_models(command: str, config: Path, *arguments: str) -> int:
             try:
                 homes[program] = _package_home(program)
             except SynodError:
-                show.notify(f"the models of [{table}] are left out: the package '{program}' is not here")
+                show.notify(f"the models of [{table}] are left out: the package '{program}' is not installed here")
     if not homes:
-        raise SynodError(f"{config} has neither [scorers] nor [trainer] of a package that is here; nothing was checked")
+        raise SynodError(
+            f"nothing was checked: {config} has no [scorers] or [trainer] table whose package ('services', 'trainer') "
+            "is installed here"
+        )
     statuses = []
     for program, home in homes.items():
         line, environ = _command_line(home, program, command, str(config.resolve()), *arguments)

@@ -38,7 +38,7 @@ def update_reward_slopes(slopes: Slopes, groups: Sequence[ScoredGroup]) -> dict[
     found = dict(slopes)
     for group in groups:
         previews = group.previews
-        scores = previews.foretold or {previews.step: _kept_scores(group)}
+        scores: Mapping[int, Sequence[float | None]] = previews.foretold or {previews.step: _kept_scores(group)}
         for modality in MODALITIES:
             rewards = [reward.value for reward in _credited(group, modality)[0]]
             for step, here in scores.items():

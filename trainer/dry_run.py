@@ -17,7 +17,7 @@ from trainer.clock import Clock
 from trainer.data.source import training_tasks, wanted_rewards
 from trainer.distributed import ONE_RANK
 from trainer.groups import ScoredGroup
-from trainer.memory import GB
+from trainer.memory import GIB
 from trainer.out_of_memory import configuration_of, explain_out_of_memory, memory_of
 from trainer.policy.base import Policy
 from trainer.processes import processes
@@ -91,7 +91,7 @@ def report(
         "",
         f"peak memory ({'GPU' if torch.cuda.is_available() else 'resident'}): "
         + ", ".join(f"{peak:.2f} GiB after {phase}" for phase, peak in peaks.items()),
-        f"arithmetic of an update: {estimate.total / GB:.3g} GB ({estimate})",
+        f"arithmetic of an update: {estimate.total / GIB:.3g} GiB ({estimate})",
         *_shard_lines(settings, policy),
         f"estimate: {step_s:.1f} s a step, {settings.steps * step_s / 3600:.1f} h for {settings.steps} steps "
         "without evaluation, on one device",
@@ -125,10 +125,10 @@ def _ranks_lines(settings: TrainerSettings, step_s: float) -> Sequence[str]:
 def _shard_lines(settings: TrainerSettings, policy: Policy) -> Sequence[str]:
     if settings.ranks.shard == 1:
         return []
-    weights = sum(p.nbytes for p in policy.module.parameters()) / GB
+    weights = sum(p.nbytes for p in policy.module.parameters()) / GIB
     return [
         f"this is on each of {settings.ranks.shard} ranks that share one copy of the policy; while it draws, its "
-        f"weights are whole ({weights:.3g} GB more). The measured peak is that of this process, which split nothing"
+        f"weights are whole ({weights:.3g} GiB more). The measured peak is that of this process, which split nothing"
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 USABLE = 0.9  # of a device: the rest is fragments, buffers and other programs
 RELIEF = 0.75  # of an update that did not fit, whatever the arithmetic says about it
-GB = 1e9
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class UpdateMemory:
         return self.weights + self.reference + self.gradients + self.optimizer + self.activations
 
     def __str__(self) -> str:
-        parts = {name: getattr(self, name) / GB for name in self.__dataclass_fields__ if getattr(self, name)}
+        parts = {name: getattr(self, name) / GIB for name in self.__dataclass_fields__ if getattr(self, name)}
         return ", ".join(f"{name} {value:.3g}" for name, value in parts.items())
 
 
@@ -88,16 +88,16 @@ def advice(now: Configuration, memory: Callable[[Configuration], UpdateMemory], 
     options = list(smaller(now))
     chosen = next((one for one in options if memory(one).total <= budget), None)
     text = (
-        f"An update takes about {needed.total / GB:.3g} GB ({needed}; {now.micro_batch} rollouts in a pass), and the "
-        f"device has {limit / GB:.3g} GB. "
+        f"An update takes about {needed.total / GIB:.3g} GiB ({needed}; {now.micro_batch} rollouts in a pass), and the "
+        f"device has {limit / GIB:.3g} GiB. "
     )
     if chosen is not None:
-        return f"{text}Set {_changes(now, chosen)}: about {memory(chosen).total / GB:.3g} GB"
+        return f"{text}Set {_changes(now, chosen)}: about {memory(chosen).total / GIB:.3g} GiB"
     least = min([*options, now], key=lambda one: memory(one).total)
     how = f", even with {_changes(now, least)}" if least != now else ""
     return (
         f"{text}Train on a larger device, or split the policy over more ([trainer.ranks] shard): it takes about "
-        f"{memory(least).total / GB:.3g} GB{how}"
+        f"{memory(least).total / GIB:.3g} GiB{how}"
     )
 
 

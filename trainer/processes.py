@@ -34,7 +34,8 @@ def processes(environ: Mapping[str, str]) -> int:
         raise SettingsError(f"RANK is {rank}, but WORLD_SIZE {world} has only the ranks 0 to {world - 1}; {START}")
     missing = [name for name in VARIABLES if name not in environ] if world > 1 else []
     if missing:
-        raise SettingsError(f"WORLD_SIZE is {world}, but {' and '.join(missing)} not set; {START}, or unset WORLD_SIZE")
+        names = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
+        raise SettingsError(f"WORLD_SIZE is {world}, but {names} not set; {START}, or unset WORLD_SIZE")
     return world
 
 

@@ -158,6 +158,10 @@ def _check_prompts(policy: Policy, settings: TrainerSettings) -> None:
     """Raise SettingsError if a prompt of a personalised concept does not fit the policy's text block by itself."""
     if not isinstance(policy, ShowO) or not policy.vocab.personal or not isinstance(settings.data, SyncR1Settings):
         return
-    files = [settings.data.prompts, *([settings.data.heldout] if settings.data.heldout is not None else [])]
     concepts = read_concepts(settings.data.concepts)
-    check_prompts(policy.vocab, [prompt.text for path in files for prompt in read_concept_prompts(path, concepts)])
+    prompts = [
+        prompt.text
+        for path in (settings.data.prompts, settings.data.heldout)
+        for prompt in read_concept_prompts(path, concepts)
+    ]
+    check_prompts(policy.vocab, prompts)

@@ -67,8 +67,8 @@ def check_shared(run_dir: Path, token: str | None, ranks: Ranks) -> None:
     blind = [f"rank {rank} on {host}" for rank, (host, sees) in enumerate(found) if not sees]
     if blind:
         raise SettingsError(
-            f"[trainer] run_dir = {run_dir}: {', '.join(blind)} does not see what rank 0 on {found[0][0]} has written "
-            "there; give a directory that every machine mounts (NFS, or a ReadWriteMany claim)"
+            f"[trainer] run_dir = {run_dir}: what rank 0 on {found[0][0]} has written there cannot be seen by "
+            f"{', '.join(blind)}; give a directory that every machine mounts (NFS, or a ReadWriteMany claim)"
         )
 
 

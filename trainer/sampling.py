@@ -88,12 +88,13 @@ def sample_previews(
     screened = best_and_worst(scores, plan.kept) if plan.both_tails else top_up(screened, scores, plan.kept)
     dropped, rollouts = len(rollouts) - count, rollouts[:count]
     audited = _audited(scores, screened, plan.audit, key)
-    step, measured, foretold = plan.step, plan.measured, dict[int, tuple[float | None, ...]]()
+    measured, foretold = plan.measured, dict[int, tuple[float | None, ...]]()
     for step in measured or ():
         rollouts, foretold[step] = yield from _foretell(policy, service, task, rollouts, step, settings, clock)
+    final_step = measured[-1] if measured else plan.step
     kept = tuple(rollouts), tuple(images[:count]), tuple(scores)
     found = None if measured is None else foretold
-    return Previews(task, *kept, screened, plan.threshold, dropped, step, audited, found)
+    return Previews(task, *kept, screened, plan.threshold, dropped, final_step, audited, found)
 
 
 def _preview(

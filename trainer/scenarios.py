@@ -14,10 +14,9 @@ import numpy as np
 
 from synod.contracts import Pixels, Reasoning, ScoreItem
 from synod.images import to_square
+from synod.replies import answer_parts
 from trainer.settings.data import TEMPLATES
 from trainer.types import ConceptProfile, Condition, Draw, Line, Pathway, Prompt, Query, Result, RewardSpec, Task
-
-OPEN, CLOSE = "<answer>", "</answer>"  # UniRL-Zero's format of replies
 
 
 def textual_query(facts: Sequence[str], prompt_text: str, template: str = TEMPLATES["plain"], name: str = "") -> str:
@@ -119,19 +118,13 @@ def reflection_task(line: Line, image: Pixels, template: str, reward: RewardSpec
 
 def element(reply: str) -> str:
     """Return what is in `<answer>..</answer>` at the reply's start, or the whole reply without such an element."""
-    answer, _ = _parts(reply)
-    return reply.strip() if answer is None else answer
+    answer, rest = answer_parts(reply)
+    return rest if answer is None else answer
 
 
 def feedback(reply: str) -> str:
     """Return what follows `<answer>..</answer>` at the reply's start, or the whole reply without such an element."""
-    answer, rest = _parts(reply)
-    return reply.strip() if answer is None else rest
-
-
-def _parts(reply: str) -> tuple[str | None, str]:
-    opened, found, rest = reply.strip().partition(CLOSE)
-    return (opened.removeprefix(OPEN).strip(), rest.strip()) if found and opened.startswith(OPEN) else (None, reply)
+    return answer_parts(reply)[1]
 
 
 def condition(task: Task, draw: Draw, answer: str, images: Sequence[Pixels]) -> Condition:

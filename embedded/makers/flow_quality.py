@@ -24,9 +24,9 @@ from embedded.world.language import WORD
 from embedded.world.visual_questions import NO, YES
 from services.models import transformers_clip
 from services.scorers.clip_direction import ClipDirection, ClipDirectionSettings
-from services.scorers.shared.replies import answer_of
 from services.settings import load
 from synod.contracts import Pixels, ScoreItem
+from synod.replies import answer_parts
 from trainer.policy.flow import language as policy_language
 from trainer.policy.flow.policy import FlowPolicy
 from trainer.run import make_policy
@@ -186,10 +186,10 @@ def answers(directory: Path, count: int) -> list[Metric]:
             WORD.findall(said) == WORD.findall(answer)
         )
         refined = answered(model, words, Query(language.REFINE.format(prompt=a.text)), rng)
-        kinds["refined in the format"].append(answer_of(refined) is not None)
+        kinds["refined in the format"].append(bool(answer_parts(refined)[0]))
         shown = bool(rng.random() < 0.5)
         judging = REFLECT.format(prompt=(a if shown else b).text)
-        verdict = answer_of(answered(model, words, Query(judging, rendered.image), rng))
+        verdict, _ = answer_parts(answered(model, words, Query(judging, rendered.image), rng))
         kinds["judged"].append(verdict == ("yes" if shown else "no"))
     return [Metric(f"language: {name}", float(np.mean(hits)), len(hits), None) for name, hits in kinds.items()]
 

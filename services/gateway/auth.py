@@ -25,13 +25,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
 
 from services.gateway.admission import Priority
-from services.gateway.quota import Caller
+from services.gateway.quota import ANONYMOUS, Caller
 from services.settings import AuthSettings
 from synod.errors import PermissionDenied, SettingsError, Unauthenticated
 from synod.secret import Secret, from_environment, from_file
 
 Scope = Literal["score", "metrics"]
-ANONYMOUS = Caller()
 
 
 class _Token(BaseModel):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import json
 import time
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
@@ -24,8 +23,7 @@ from fastapi import APIRouter, Request, Response
 
 from services.gateway.core import Gateway
 from services.gateway.disconnect import cancel_on_disconnect
-from services.gateway.http import ErrorBoundaryRoute, authenticate, opened, read_body
-from services.gateway.negotiation import JSON
+from services.gateway.http import ErrorBoundaryRoute, authenticate, gateway_of, json_response, opened, read_body
 from services.gateway.quota import Caller
 from services.settings import DEFAULT_TIMEOUT_MS, CompatSettings
 from synod.contracts import ITEM_FIELDS, ImageData, ImageInput, Outcome, Score, ScoreFailure, ScoreItem, ScoreRequest
@@ -62,8 +60,7 @@ def _unirl() -> APIRouter:
     @router.post("/score", response_class=Response, summary="Tencent UniRL's reward service: score")
     async def score(http: Request) -> Response:
         """`{requests: [{history: [{text, image_b64}], required_rewards, metadata}]}` -> `{results, errors}`."""
-        gateway: Gateway = http.app.state.gateway
-        caller = _authenticate(http)
+        gateway, caller = gateway_of(http), _authenticate(http)
         requests = await asyncio.to_thread(read_unirl, await read_body(http))
         named = {name for one in requests for name in one.rewards}
         items = tuple(one.item for one in requests)
@@ -71,19 +68,19 @@ def _unirl() -> APIRouter:
         whole = ScoreRequest(items, tuple(sorted(named - gateway.ensembles.keys())), ensemble)
         opened(http).accept(whole, gateway.backend.specs, gateway.ensembles)
         outcomes = await cancel_on_disconnect(http, _score_all(gateway, requests, caller))
-        return _json(unirl_response(requests, outcomes))
+        return json_response(unirl_response(requests, outcomes))
 
     @router.get("/rewards", response_class=Response, summary="Tencent UniRL's reward service: rewards")
     async def rewards(http: Request) -> Response:
         """Return the names that `required_rewards` may hold."""
         _authenticate(http)
-        return _json({"rewards": sorted(_served(http.app.state.gateway))})
+        return json_response({"rewards": sorted(_served(gateway_of(http)))})
 
     @router.get("/health", response_class=Response, summary="Tencent UniRL's reward service: health")
     async def health(http: Request) -> Response:
         """Return 200 and the rewards served. UniRL checks the names; readiness is `/readyz`."""
         _authenticate(http)
-        return _json({"status": "ok", "rewards": {name: ["ok"] for name in sorted(_served(http.app.state.gateway))}})
+        return json_response({"status": "ok", "rewards": {name: ["ok"] for name in sorted(_served(gateway_of(http)))}})
 
     return router
 
@@ -94,12 +91,11 @@ def _openrlhf(reward: str) -> APIRouter:
     @router.post("/openrlhf", response_class=Response, summary="OpenRLHF's remote reward model")
     async def rewards(http: Request) -> Response:
         """`{query, prompts, labels}` -> `{rewards}`; if a score is missing, the response is its error."""
-        gateway: Gateway = http.app.state.gateway
-        caller = _authenticate(http)
+        gateway, caller = gateway_of(http), _authenticate(http)
         items = await asyncio.to_thread(read_openrlhf, await read_body(http))
         request = opened(http).accept(_request(gateway, items, (reward,)), gateway.backend.specs, gateway.ensembles)
         values = values_of(await cancel_on_disconnect(http, gateway.score(request, caller)), "raise")
-        return _json({"rewards": list(values.scores[reward] if request.scorers else values.rewards)})
+        return json_response({"rewards": list(values.scores[reward] if request.scorers else values.rewards)})
 
     return router
 
@@ -273,7 +269,3 @@ def _authenticate(http: Request) -> Caller:
     except (binascii.Error, UnicodeDecodeError):
         password = ""
     return authenticate(http, "score", f"Bearer {password}")
-
-
-def _json(body: object) -> Response:
-    return Response(json.dumps(body, allow_nan=False), media_type=JSON)

@@ -22,7 +22,7 @@ from services.gateway.catalogue import catalogue_of
 from services.gateway.decode import Decoder
 from services.gateway.fanout import Fanout, GatewayContext
 from services.gateway.images import check_pixels, check_upload, resolve_digests
-from services.gateway.quota import Caller, DecodedPixels, Quotas
+from services.gateway.quota import ANONYMOUS, Caller, DecodedPixels, Quotas
 from services.gateway.store import MemoryStore, Store
 from services.gateway.validate import validate
 from services.observability import metrics
@@ -39,8 +39,6 @@ from synod.contracts import (
     ScoreRequest,
     ScoreResponse,
 )
-
-ANONYMOUS = Caller()
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class Decoder:
     def __init__(self, limits: LimitSettings) -> None:
         self._limits = ImageLimits(max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels)
         assert limits.max_request_pixels is not None
-        self._max_bytes = 3 * limits.max_request_pixels
+        self._max_pixels = limits.max_request_pixels
         self._decoding = _PixelSemaphore(limits.max_request_pixels // DECODING_SHARE)
         self._threads = ThreadPoolExecutor(thread_name_prefix="decode")
 
@@ -42,7 +42,7 @@ class Decoder:
 
         What is not decoded by `deadline_s` (monotonic) fails. Items without encoded images are only checked, at once.
         """
-        budget = _PixelBudget(self._max_bytes)
+        budget = _PixelBudget(self._max_pixels)
         found = {i: _decode(item, self._limits, budget) for i, item in enumerate(items) if not _has_encoded(item)}
         encoded = {i: item for i, item in enumerate(items) if i not in found}
         if encoded:
@@ -100,18 +100,22 @@ class _PixelSemaphore:
 
 @dataclass(slots=True)
 class _PixelBudget:
-    """Bytes that the pixels of a request may still take. A hostile file may be larger than its header says."""
+    """The decoded pixels of a request, up to a limit. A hostile file may be larger than its header says."""
 
-    left_bytes: int
+    limit: int
+    decoded: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self) -> None:
-        if self.left_bytes < 0:
-            raise ImageTooLarge("the images of this request are too large together; send fewer in each request")
+        if self.decoded > self.limit:
+            raise ImageTooLarge(
+                f"the images of this request decoded before this one have {self.decoded:,} pixels; the limit is "
+                f"{self.limit:,} ([limits] max_request_pixels). Send fewer images in each request"
+            )
 
     def take(self, item: ScoreItem) -> None:
         with self._lock:
-            self.left_bytes -= sum(image.nbytes for image in item.images() if not isinstance(image, bytes))
+            self.decoded += sum(image.nbytes // 3 for image in item.images() if not isinstance(image, bytes))
 
 
 def _decode(item: ScoreItem, limits: ImageLimits, budget: _PixelBudget) -> Decoded:

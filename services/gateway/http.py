@@ -8,6 +8,7 @@ traced, all but GET have a span, and the response carries TRACE_ID_HEADER.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
@@ -17,8 +18,9 @@ from starlette.requests import ClientDisconnect
 
 from services.gateway import auth
 from services.gateway.boundary import OpenRequest
+from services.gateway.core import Gateway
 from services.gateway.encoding import check_encoding, decompress
-from services.gateway.negotiation import error_response
+from services.gateway.negotiation import JSON, error_response
 from services.gateway.quota import Caller
 from services.observability import access_log, tracing
 from synod.errors import PayloadTooLarge
@@ -66,6 +68,17 @@ def opened(http: Request) -> OpenRequest:
     return request
 
 
+def gateway_of(http: Request) -> Gateway:
+    """Return the gateway of this process."""
+    gateway: Gateway = http.app.state.gateway
+    return gateway
+
+
+def json_response(body: object, status: int = 200) -> Response:
+    """Return a response of JSON. Raises ValueError for a number that JSON has not, such as NaN."""
+    return Response(json.dumps(body, allow_nan=False), status, media_type=JSON)
+
+
 def authenticate(http: Request, scope: auth.Scope, authorization: str | None = None) -> Caller:
     """Return the caller by `authorization`, or else by the header. Raises Unauthenticated, PermissionDenied."""
     authorization = authorization or http.headers.get("authorization")
@@ -77,7 +90,7 @@ async def read_body(http: Request) -> bytes:
 
     Raises PayloadTooLarge, UnsupportedMedia for an unknown encoding, InvalidRequest for invalid compressed data.
     """
-    limit = http.app.state.gateway.limits.max_body_bytes
+    limit = gateway_of(http).limits.max_body_bytes
     encoding = check_encoding(http.headers.get("content-encoding", ""))
     declared = http.headers.get("content-length", "")
     _check_size(int(declared) if declared.isdigit() else 0, limit)

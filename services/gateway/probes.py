@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 from fastapi import APIRouter, Request, Response
 
-from services.gateway.core import Gateway
-from services.gateway.http import ErrorBoundaryRoute, authenticate
-from services.gateway.negotiation import JSON
+from services.gateway.http import ErrorBoundaryRoute, authenticate, gateway_of, json_response
 from services.gateway.schema import operations
 from services.observability import metrics
 
@@ -20,16 +17,16 @@ router = APIRouter(route_class=ErrorBoundaryRoute)
 @router.get("/healthz", response_class=Response, summary="Check that the gateway is alive", **operations.HEALTH)
 async def healthz(http: Request) -> Response:
     """Return 200 as soon as this gateway responds, whatever the state of the scorers."""
-    return _json({"alive": True})
+    return json_response({"alive": True})
 
 
 @router.get("/readyz", response_class=Response, summary="Check that every replica is ready", **operations.READY)
 async def readyz(http: Request) -> Response:
     """Return 200 when every replica has loaded and passed its golden items, else 503 with reasons."""
-    found = await _gateway(http).backend.readiness()
+    found = await gateway_of(http).backend.readiness()
     ready = all(one.ready for one in found.values())
     body = {"ready": ready, "scorers": {name: dataclasses.asdict(one) for name, one in found.items()}}
-    return _json(body, 200 if ready else 503)
+    return json_response(body, 200 if ready else 503)
 
 
 @router.get("/metrics", response_class=Response, summary="Prometheus metrics of all processes", **operations.METRICS)
@@ -38,12 +35,3 @@ async def prometheus(http: Request) -> Response:
     if http.app.state.metrics_need_token:
         authenticate(http, "metrics")
     return Response(await http.app.state.metrics.result(), media_type=metrics.CONTENT_TYPE)
-
-
-def _gateway(http: Request) -> Gateway:
-    gateway: Gateway = http.app.state.gateway
-    return gateway
-
-
-def _json(body: object, status: int = 200) -> Response:
-    return Response(json.dumps(body), status, media_type=JSON)

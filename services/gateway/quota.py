@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from services.gateway.admission import SHORTEST_RETRY_S, Priority
 from services.settings import HELD_REQUESTS
@@ -19,6 +20,9 @@ class Caller:
     name: str = "anyone"
     priority: Priority = "training"
     max_images: int | None = None
+
+
+ANONYMOUS: Final = Caller()
 
 
 class Quotas:

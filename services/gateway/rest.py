@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from services.gateway.core import Gateway
 from services.gateway.disconnect import cancel_on_disconnect
-from services.gateway.http import ErrorBoundaryRoute, authenticate, decode_body, opened, read_body
+from services.gateway.http import ErrorBoundaryRoute, authenticate, decode_body, gateway_of, opened, read_body
 from services.gateway.ndjson import NDJSON, Ndjson
 from services.gateway.negotiation import accepted_types, response_codec
 from services.gateway.schema import operations
@@ -19,7 +18,7 @@ router = APIRouter(route_class=ErrorBoundaryRoute)
 @router.post("/v1/score", response_class=Response, summary="Score a batch of items", **operations.SCORE)
 async def score(http: Request) -> Response:
     """Return each item's value per scorer, and the ensemble's reward. A failed item does not affect the others."""
-    gateway, caller = _gateway(http), authenticate(http, "score")
+    gateway, caller = gateway_of(http), authenticate(http, "score")
     codec = codec_for(http.headers.get("content-type"))
     request = await decode_body(codec.decode_request, await read_body(http))
     request = opened(http).accept(request, gateway.backend.specs, gateway.ensembles)
@@ -37,7 +36,7 @@ async def images(http: Request) -> Response:
     codec = codec_for(http.headers.get("content-type"))
     request = await decode_body(codec.decode_put, await read_body(http))
     opened(http).span.set(items=len(request.images))
-    digests = await _gateway(http).put_images(request.images)
+    digests = await gateway_of(http).put_images(request.images)
     encoder = response_codec(http)
     return Response(encoder.encode_digests(PutImagesResponse(tuple(digests))), media_type=encoder.content_type)
 
@@ -47,9 +46,4 @@ async def scorers(http: Request) -> Response:
     """Return each scorer's needs, range, source and device, each ensemble's weights, and the limits of a request."""
     authenticate(http, "score")
     encoder = response_codec(http)
-    return Response(encoder.encode_catalogue(await _gateway(http).catalogue()), media_type=encoder.content_type)
-
-
-def _gateway(http: Request) -> Gateway:
-    gateway: Gateway = http.app.state.gateway
-    return gateway
+    return Response(encoder.encode_catalogue(await gateway_of(http).catalogue()), media_type=encoder.content_type)

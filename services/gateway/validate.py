@@ -25,8 +25,10 @@ def validate(
     """Raise PayloadTooLarge, UnknownScorer, or InvalidRequest for a request without items, scorers or valid numbers."""
     if not request.items:
         raise InvalidRequest("'items' is empty; send at least one item")
-    _check_size("items", len(request.items), limits.max_items, " ([limits] max_items)")
-    _check_request_id(request.request_id or "")
+    _check_size(
+        "the request", len(request.items), "items", limits.max_items, " ([limits] max_items). Send several requests"
+    )
+    _check_size("request_id", len(request.request_id or ""), "characters", MAX_REQUEST_ID_CHARS, ". Shorten it")
     for i, item in enumerate(request.items):
         _check_item(f"items[{i}]", item)
     _check_names(request, scorers, ensembles)
@@ -34,23 +36,17 @@ def validate(
 
 
 def _check_item(path: str, item: ScoreItem) -> None:
-    _check_size(f"{path}.references", len(item.references), MAX_REFERENCES)
+    _check_size(f"{path}.references", len(item.references), "images", MAX_REFERENCES)
     if item.reasoning is not None:
-        _check_size(f"{path}.reasoning.segments", len(item.reasoning.segments), MAX_SEGMENTS)
+        _check_size(f"{path}.reasoning.segments", len(item.reasoning.segments), "segments", MAX_SEGMENTS)
     if item.geneval is not None:
-        _check_size(f"{path}.geneval", len(item.geneval.include) + len(item.geneval.exclude), MAX_SEGMENTS)
-        _check_size(f"{path}.geneval.vqa_list", len(item.geneval.vqa_list), MAX_SEGMENTS)
+        clauses = len(item.geneval.include) + len(item.geneval.exclude)
+        _check_size(f"{path}.geneval", clauses, "clauses in include and exclude", MAX_SEGMENTS)
+        _check_size(f"{path}.geneval.vqa_list", len(item.geneval.vqa_list), "questions", MAX_SEGMENTS)
     if item.concept is not None and item.concept.about is not None:
-        _check_size(f"{path}.concept.about.facts", len(item.concept.about.facts), MAX_SEGMENTS)
+        _check_size(f"{path}.concept.about.facts", len(item.concept.about.facts), "facts", MAX_SEGMENTS)
     for text_path, text in texts(item, path):
-        _check_size(text_path, len(text), MAX_TEXT_CHARS)
-
-
-def _check_request_id(request_id: str) -> None:
-    if len(request_id) > MAX_REQUEST_ID_CHARS:
-        raise PayloadTooLarge(
-            f"request_id has {len(request_id)} characters, the limit is {MAX_REQUEST_ID_CHARS}; send a shorter one"
-        )
+        _check_size(text_path, len(text), "characters", MAX_TEXT_CHARS, ". Shorten it")
 
 
 def _check_names(request: ScoreRequest, scorers: Collection[str], ensembles: Collection[str]) -> None:
@@ -79,9 +75,9 @@ def _check_numbers(request: ScoreRequest) -> None:
         raise InvalidRequest("'weights' has no weight above 0; weigh at least one scorer, or omit 'weights'")
 
 
-def _check_size(path: str, size: int, limit: int, setting: str = "") -> None:
+def _check_size(path: str, size: int, unit: str, limit: int, remedy: str = ". Send fewer") -> None:
     if size > limit:
-        raise PayloadTooLarge(f"{path} has {size}, the limit is {limit}{setting}; send less, or several requests")
+        raise PayloadTooLarge(f"{path} has {size:,} {unit}; the limit is {limit:,}{remedy}")
 
 
 def _names(names: Collection[str]) -> str:

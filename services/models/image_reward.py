@@ -111,18 +111,6 @@ def our_name(published: str) -> str:
     return name
 
 
-def published_name(ours: str) -> str:
-    """Return the inverse of `our_name`."""
-    name = ours
-    if name.startswith("vision.encoder.layers."):
-        for theirs, mine in _IN_LAYER:
-            name = name.replace(mine, theirs)
-    for theirs, mine in _NAMES:
-        if name.startswith(mine):
-            return theirs + name.removeprefix(mine)
-    raise KeyError(ours)
-
-
 def build(state: Mapping[str, torch.Tensor], config: Mapping[str, Any], where: Path) -> dict[str, nn.Module]:
     """Build the modules `vision`, `text` and `head` with the sizes of `state` (in our names) and `med_config.json`.
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from services.scorers.base import ScorerSpec
-from services.scorers.shared.replies import answer_of
 from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreItem
+from synod.replies import answer_parts
 
 
 class FormatSettings(ScorerSettings):
@@ -36,4 +36,4 @@ class Format:
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         replies = [item.reasoning.text for item in items if item.reasoning is not None]
         assert len(replies) == len(items)
-        return [Score(float(answer_of(reply) is not None)) for reply in replies]
+        return [Score(float(bool(answer_parts(reply)[0]))) for reply in replies]

@@ -4,7 +4,7 @@
 
 over the L tokens of the prompt, in one teacher-forced pass and without a gradient. The paper's product of probabilities
 is 0 in floating point for long prompts; the mean of logarithms is the same number without that. The teacher is frozen,
-where the public code reads the policy of the moment, which may learn to please itself. The image
+where the public code reads the current policy, which may learn to please itself. The image
 is placed where the model's chat template has it.
 """
 

@@ -2,9 +2,9 @@
 
     R = [the Yes/No is right] + [the reply is in the format]
 
-Where the paper is silent: the format is `<answer>..</answer>` at the reply's start, as in its
-public format reward; the Yes/No is the first such word in that element or, without one, in the whole reply; a reply
-with neither word is wrong. The third term, GenEval of the corrected image, is a weight of the ensemble.
+Where the paper is silent: the format is `<answer>..</answer>` at the reply's start, as in its public format reward,
+with something in it; the Yes/No is the first such word in that element or, without an element, in the whole reply; a
+reply with neither word there is wrong. The third term, GenEval of the corrected image, is a weight of the ensemble.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from services.scorers.base import ScorerSpec
-from services.scorers.shared.replies import answer_of, first_yes_or_no, right_yes_or_no
+from services.scorers.shared.replies import first_yes_or_no, right_yes_or_no
 from services.settings_types import ScorerSettings
 from synod.contracts import Outcome, Score, ScoreFailure, ScoreItem
 from synod.errors import InvalidItem
+from synod.replies import answer_parts
 
 
 class ReflectionSettings(ScorerSettings):
@@ -48,7 +49,7 @@ class Reflection:
         except InvalidItem as error:
             return ScoreFailure.of(error)
         reply = item.reasoning.text
-        answer = answer_of(reply)
+        answer, _ = answer_parts(reply)
         said = first_yes_or_no(reply if answer is None else answer)
-        correct, formatted = float(said == right), float(answer is not None)
+        correct, formatted = float(said == right), float(bool(answer))
         return Score(correct + formatted, {"right": right, "said": said, "correctness": correct, "format": formatted})

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
 from synod.codec import CODECS, Codec
 from synod.contracts import (
-    ItemResult,
-    Outcome,
     Part,
     PutImagesRequest,
     RequestError,
@@ -212,20 +210,6 @@ class PartReader:
                 f"the response ended with {len(part.rewards)} of {count} rewards and {len(absent)} outcomes missing"
             )
         self._ended = True
-
-
-def merge_parts(parts: Iterable[Part], items: int) -> ScoreResponse:
-    """Build the response from all parts of one complete answer to `items` items."""
-    scores: list[dict[str, Outcome]] = [{} for _ in range(items)]
-    rewards: tuple[Outcome | None, ...] = (None,) * items
-    request_id = ""
-    for part in parts:
-        request_id = part.request_id
-        if isinstance(part, ScoredItem):
-            scores[part.index][part.scorer] = part.outcome
-        elif isinstance(part, Rewards):
-            rewards = part.rewards
-    return ScoreResponse(tuple(map(ItemResult, scores, rewards)), request_id)
 
 
 def _timeout_s(request: ScoreRequest) -> float:

@@ -39,7 +39,7 @@ class Rule:
 # The first rule whose pattern matches a module applies to it.
 RULES = (
     Rule(
-        r"synod\.(values|retry|client\.(core|flows|chunks|references)|adapters\.items|scoring\.(compare|geneval|recall))",
+        r"synod\.(values|retry|replies|client\.(core|flows|chunks|references)|adapters\.items|scoring\.(compare|geneval|recall))",
         may=("synod",),
         never=("torch", "ray", "pydantic", *NETWORK, *WEB),
     ),

@@ -141,7 +141,9 @@ class Ranks:
         """Raise SettingsError on every rank unless all have the same value; `what` says what it is, and what to do."""
         values = self.gather_all(value)
         if any(other != values[0] for other in values):
-            raise _marked(SettingsError(f"the ranks differ: {', '.join(map(str, values))} as the {what}"))
+            raise _marked(
+                SettingsError(f"the ranks have different values ({', '.join(map(str, values))}) for the {what}")
+            )
 
     def _gather_bytes(self, data: bytes) -> list[bytes]:
         device = _device()

@@ -24,7 +24,7 @@ from synod.contracts import Pixels
 from synod.errors import SettingsError
 from synod.images import encode_png
 from trainer.agreement import SAMPLE
-from trainer.checkpoint import differences, flattened
+from trainer.checkpoint import differences, file_digest, flattened
 from trainer.distributed import device
 from trainer.evaluate.draw import digest_of
 from trainer.images import sheet, write_whole
@@ -180,10 +180,10 @@ def conditions_of(
     table = settings.model_dump(mode="json")
     flat = flattened(table, _FREE)
     own = flattened({f"stage_{number}": settings.stage(number).model_dump(mode="json")})
-    faces = None if settings.faces is None else hashlib.blake2b(settings.faces.read_bytes(), digest_size=8).hexdigest()
+    faces = None if settings.faces is None else file_digest(settings.faces)
     content = {"base model and tokenizer (digest)": weights, "data (content)": data, "faces (content)": faces}
     if before is not None:
-        content["stage before (rows)"] = hashlib.blake2b((before / ROWS).read_bytes(), digest_size=8).hexdigest()
+        content["stage before (rows)"] = file_digest(before / ROWS)
     return {**{f"personalize.{key}": value for key, value in (flat | own).items()}, **content}
 
 

@@ -134,7 +134,11 @@ def tiles(records: Sequence[Record]) -> list[tuple[str, str]]:
         ("groups skipped", total("skipped"), "{:.0f}"),
         ("seconds per step", mean("seconds.total"), "{:.1f}"),
         ("waiting for the slowest rank", mean("ranks.wait_share"), "{:.0%}"),
-        ("peak memory", max(filter(None, map(at("max_rss_mb"), records)), default=None), "{:,.0f} MB"),
+        (
+            "peak host memory (rank 0)",
+            max(filter(None, map(at("max_rss_gib"), records)), default=None),
+            "{:,.2f} GiB",
+        ),
     ]
     return [(label, form.format(value)) for label, value, form in found if value is not None]
 

@@ -92,7 +92,7 @@ def step_record(
         **audit,
         "seconds": _rounded(laps[0]),
         "ranks": ranks_record(laps),
-        "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "max_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
 

@@ -4,8 +4,8 @@
 
 over the L tokens of the prompt, in one teacher-forced pass and without a gradient. The policy reads the decoded image,
 which it tokenises again, as in GvU. Differences from its public code: that multiplies probabilities, one forward pass
-for each token, and the product of a long prompt is 0 in floating point; and its teacher is the policy of the moment,
-which may learn images that only itself finds fitting. Here the teacher is the frozen reference by default.
+for each token, and the product of a long prompt is 0 in floating point; and its teacher is the current policy, which
+may learn images that only it finds fitting. Here the teacher is the frozen reference by default.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def with_intrinsic(service: RewardBackend, policy: Policy, settings: TrainerSett
 class IntrinsicRewards:
     """A RewardBackend that scores `intrinsic` by a policy, and asks the service for every other scorer.
 
-    `by_reference`: by the policy's frozen reference, which training cannot change; else by the policy of the moment.
+    `by_reference`: by the policy's frozen reference, which training cannot change; else by the current policy.
     `surrogate` is the scorer of previews. The policy reads while the service scores, on the thread that submits: its
     time is the phase INTRINSIC of the clock, and READ_PREVIEWS that of previews.
     """

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import httpx
 
@@ -34,6 +34,7 @@ from trainer.rewards.served import Served, Wanted
 from trainer.settings import RewardSettings
 from trainer.types import Reward, RewardSpec
 
+T = TypeVar("T")
 BACKOFF: Final = RetryPolicy(base_s=0.25, max_s=5.0)
 ITEM_RETRIES: Final = 9  # pauses of 14 s in all on average, in which a lost replica is replaced
 REQUEST_TIMEOUT_S: Final = 60.0
@@ -69,14 +70,8 @@ class RewardService:
 
         Raises RewardServiceUnavailable, which names what is missing, after `patience_s`.
         """
-        began = time.monotonic()
-        while True:
-            try:
-                self._client.wait_ready(min(1.0, self._settings.patience_s))
-            except Unavailable as error:
-                self._wait(error, began, BACKOFF.backoff_s(0))
-            else:
-                return self._log_recovery()
+        within_s = min(1.0, self._settings.patience_s)
+        self._until_available(lambda: self._client.wait_ready(within_s), growing=False)
 
     def check_served(self, wanted: Sequence[Wanted]) -> None:
         """Check that the service can give the rewards of a run.
@@ -95,17 +90,12 @@ class RewardService:
 
     def _served(self) -> Served:
         """Return the service's catalogue. Raises RewardServiceUnavailable."""
-        began, attempt = time.monotonic(), 0
-        while True:
-            try:
-                needs = {str(one["name"]): one.get("needs", ()) for one in self._client.scorers()}
-                found = Served(needs, self._client.ensembles())
-            except Unavailable as error:
-                self._wait(error, began, BACKOFF.backoff_s(attempt))
-                attempt += 1
-            else:
-                self._log_recovery()
-                return found
+
+        def read() -> Served:
+            needs = {str(one["name"]): one.get("needs", ()) for one in self._client.scorers()}
+            return Served(needs, self._client.ensembles())
+
+        return self._until_available(read)
 
     def submit_previews(self, items: Sequence[ScoreItem], reward: RewardSpec | None = None) -> Future[list[Reward]]:
         """Request the surrogate scores of previews, in order; they never wait behind requests for rewards.
@@ -166,25 +156,37 @@ class RewardService:
     def _ask(
         self, items: Sequence[ScoreItem], spec: RewardSpec, weights: Mapping[str, float] | None, whole: bool
     ) -> list[Reward]:
-        """Send a request until the service answers it."""
+        """Send a request until the service answers it. Raises RewardServiceUnavailable, and InvalidRequest."""
         if spec.ensemble is None and weights is not None:
             spec, weights = RewardSpec(weights), None
         request = ScoreRequest(tuple(items), tuple(spec.scorers), spec.ensemble, weights)
         text_only = None if self._catalogue is None else self._catalogue.text_only
+        try:
+            response = self._until_available(lambda: self._client.score(request), retry_late=False)
+        except InvalidRequest:
+            raise
+        except SynodError as error:
+            return [Reward(None, failure=ScoreFailure.of(error))] * len(request.items)
+        return [_reward(result, spec, text_only, whole) for result in response.results]
+
+    def _until_available(self, call: Callable[[], T], *, growing: bool = True, retry_late: bool = True) -> T:
+        """Return what `call` returns, and call it again while the service is unavailable.
+
+        The pauses grow if `growing`. A call that exceeded its deadline is called again if `retry_late`. Raises
+        RewardServiceUnavailable after `patience_s`, and what `call` raises otherwise.
+        """
         began, attempt = time.monotonic(), 0
         while True:
             try:
-                response = self._client.score(request)
-            except InvalidRequest:
-                raise
-            except SynodError as error:
-                if not isinstance(error, Unavailable) or isinstance(error, DeadlineExceeded):
-                    return [Reward(None, failure=ScoreFailure.of(error))] * len(request.items)
+                found = call()
+            except Unavailable as error:
+                if isinstance(error, DeadlineExceeded) and not retry_late:
+                    raise
                 self._wait(error, began, BACKOFF.backoff_s(attempt))
-                attempt += 1
+                attempt += growing
             else:
                 self._log_recovery()
-                return [_reward(result, spec, text_only, whole) for result in response.results]
+                return found
 
     def _wait(self, error: Unavailable, began: float, pause_s: float) -> None:
         """Pause before a retry. Raises RewardServiceUnavailable after `patience_s`."""

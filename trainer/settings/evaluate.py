@@ -35,5 +35,7 @@ class EvaluateSettings(Node):
                 "steps"
             )
         if self.scorers and not any(self.scorers.values()):
-            raise ValueError(f"every weight of {', '.join(self.scorers)} is 0; give at least one another weight")
+            raise ValueError(
+                f"every weight of {', '.join(self.scorers)} is 0; give at least one of them a nonzero weight"
+            )
         return self

@@ -90,7 +90,9 @@ class RewardSettings(Node):
                 "the name of an ensemble of the service"
             )
         if self.ensemble is None and not any(self.weights.values()):
-            raise ValueError(f"every weight of {', '.join(self.weights)} is 0; give at least one scorer another weight")
+            raise ValueError(
+                f"every weight of {', '.join(self.weights)} is 0; give at least one of them a nonzero weight"
+            )
         if self.ensemble is not None and self.aggregation != "sum":
             raise ValueError(
                 f"aggregation '{self.aggregation}' needs scorers, but ensemble '{self.ensemble}' is combined by the "

@@ -1,4 +1,4 @@
-"""Shared by scorers of replies: the right answers of an item and the answer of a reply. Pure functions.
+"""Shared by scorers of replies: the right answers of an item, and yes or no in a text. Pure functions.
 
 A reply is `reasoning.text`; its right answers are the segments whose truth is above 0.
 """
@@ -12,7 +12,6 @@ from synod.contracts import Reasoning
 from synod.errors import InvalidItem
 
 YesNo = Literal["yes", "no"]
-_OPEN, _CLOSE = "<answer>", "</answer>"
 _YES_NO: Final = re.compile(r"\b(?:yes|no)\b", re.IGNORECASE)
 
 
@@ -35,15 +34,6 @@ def right_yes_or_no(reasoning: Reasoning) -> YesNo:
     if found == {"no"}:
         return "no"
     raise InvalidItem(f"the right answer is {sorted(found)}; a yes/no question has one true segment, 'Yes' or 'No'")
-
-
-def answer_of(reply: str) -> str | None:
-    """Return the content of `<answer>..</answer>` at the reply's start, stripped; None if absent or empty."""
-    reply = reply.lstrip()
-    end = reply.find(_CLOSE)
-    if not reply.startswith(_OPEN) or end < 0:
-        return None
-    return reply[len(_OPEN) : end].strip() or None
 
 
 def first_yes_or_no(text: str) -> YesNo | None:

@@ -267,7 +267,7 @@ def test_models_of_both_programs_are_checked(
     config = str(Path("x.toml").resolve())
     assert lines == [[sys.executable, "-m", program, command, config, *passed] for program in ran]
     left_out = [name for name in ("services", "trainer") if name not in packages]
-    assert all(f"the package '{name}' is not here" in capsys.readouterr().err for name in left_out)
+    assert all(f"the package '{name}' is not installed here" in capsys.readouterr().err for name in left_out)
     assert cli.main([command, "lost.toml"]) == 2
 
 

@@ -131,7 +131,7 @@ def priced(prices: Work) -> Callable[..., Costs]:
 
 def lines(run: Path, *without: str) -> list[dict[str, Any]]:
     """metrics.jsonl without timings, what depends on them, memory, and the keys `without`."""
-    left_out = {"seconds", "ranks", "max_rss_mb", "dropped", "signal_per_second", *without}
+    left_out = {"seconds", "ranks", "max_rss_gib", "dropped", "signal_per_second", *without}
     text = (run / "metrics.jsonl").read_text()
     return [{k: v for k, v in json.loads(line).items() if k not in left_out} for line in text.splitlines()]
 

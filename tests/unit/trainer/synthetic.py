@@ -66,7 +66,7 @@ def record(step: int) -> dict[str, Any]:
         "denoising_steps_unscreened": 10 * (36 - step % 5),
         "denoising_steps_saved_ratio": 1 - 144 / (10 * (36 - step % 5)),
         "seconds": {**PHASES, "total": sum(PHASES.values()) + 0.4},
-        "max_rss_mb": 900.0 + step,
+        "max_rss_gib": 0.9 + step / 1000,
     }
 
 

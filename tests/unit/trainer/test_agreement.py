@@ -1,12 +1,16 @@
-"""Digests of the files that all ranks must have alike; `test_distributed` has the refusals on two ranks."""
+"""What all ranks must have alike: digests of files, equal values; `test_distributed` has the refusals on two ranks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from synod.errors import SettingsError
 from tests.unit.trainer.loops import MakeSettings
 from trainer.agreement import OWN
 from trainer.checkpoint import differences, fingerprint, folder_digest
+from trainer.distributed import Ranks
 
 
 def test_a_directory_is_alike_by_names_and_contents(tmp_path: Path) -> None:
@@ -31,3 +35,9 @@ def test_settings_of_one_machine_may_differ(tiny_settings: MakeSettings) -> None
         f"  trainer.steps: {one.steps} here, 77 there",
     ]
     assert fingerprint(one) == fingerprint(other)
+
+
+def test_different_values_of_the_ranks_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranks, "gather_all", lambda self, value: [value, 20])
+    with pytest.raises(SettingsError, match=r"^the ranks have different values \(10, 20\) for the newest step; do so$"):
+        Ranks().check_equal(10, "newest step; do so")

@@ -136,7 +136,7 @@ def _check_bad_input(ranks: Ranks, settings: TrainerSettings) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainer.run_dir.SEEN_WITHIN_S", 0.0)
         private = settings.run_dir / f"private-{ranks.rank}"
-        _refused(settings.model_copy(update={"run_dir": private}), "rank 1 on .* does not see what rank 0")
+        _refused(settings.model_copy(update={"run_dir": private}), "what rank 0 on .* cannot be seen by rank 1 on ")
         _refused(settings.model_copy(update={"prompts_per_step": 1}), "2 ranks share .* prompts_per_step is 1")
         with run_lock(settings.run_dir) if ranks.is_first else nullcontext():
             _refused(settings, "another training uses it")
@@ -160,7 +160,7 @@ def _check_weights(ranks: Ranks) -> None:
         nn.init.ones_(module.weight), nn.init.ones_(module.bias)
     check_weights(policy, ranks)
     nn.init.constant_(policy.tokenizer.weight, 1 + 1e-6 * ranks.rank)
-    with pytest.raises(SettingsError, match="as the digest of the weights; give the same"):
+    with pytest.raises(SettingsError, match="for the digest of the weights; give the same"):
         check_weights(policy, ranks)
 
 

@@ -36,7 +36,7 @@ def test_a_dry_run_prints_time_memory_and_rewards(
     assert rewards is not None
     assert len(rewards[1].split()) == settings.screen.group_size
     assert "h for 7 steps without evaluation, on one device" in said
-    assert re.search(r"^arithmetic of an update: \S+ GB \(weights .*, activations ", said, flags=re.MULTILINE)
+    assert re.search(r"^arithmetic of an update: \S+ GiB \(weights .*, activations ", said, flags=re.MULTILINE)
 
 
 def test_the_time_on_several_ranks_is_that_of_their_groups(ready: MakeSettings) -> None:  # noqa: F811

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.memory import RELIEF, USABLE, Configuration, UpdateMemory, advice, smaller, update_memory
+from trainer.memory import GIB, RELIEF, USABLE, Configuration, UpdateMemory, advice, smaller, update_memory
 
 
 def of(now: Configuration) -> UpdateMemory:
-    """A policy of 1 GB: each rollout keeps 2 GB, or 0.2 GB with checkpointing."""
-    kept = round(now.micro_batch * (2e8 if now.checkpointing else 2e9))
-    trainable = 2_500_000 if now.lora else 250_000_000
-    return update_memory(10**9, trainable, reference=not now.lora, activations=kept)
+    """A policy of 1 GiB: each rollout keeps 2 GiB, or 0.2 GiB with checkpointing."""
+    kept = round(now.micro_batch * (0.2 if now.checkpointing else 2) * GIB)
+    trainable = GIB // 400 if now.lora else GIB // 4
+    return update_memory(GIB, trainable, reference=not now.lora, activations=kept)
 
 
 def test_an_update_is_the_sum_of_its_parts() -> None:
@@ -53,37 +53,37 @@ def test_smaller_configurations_cost_least_first() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "change"),
-    [  # 5 GB of state and 2 GB a rollout: 13 GB with four of them
-        (20e9, "Set [trainer.loss] micro_batch = 2 (now 4): about 9 GB"),  # 3 is 11 GB, above 0.75 * 13
-        (8e9, "Set [trainer.loss] micro_batch = 1 (now 4): about 7 GB"),
-        (7e9, "Set [trainer.policy] checkpointing = true: about 5.8 GB"),
-        (6.1e9, "Set [trainer.loss] micro_batch = 2 (now 4), [trainer.policy] checkpointing = true: about 5.4 GB"),
-        (4e9, "Set [trainer.loss] micro_batch = 1 (now 4), [trainer.policy.lora] (with a new run_dir): about 3.03 GB"),
-        (3e9, "Set [trainer.policy] checkpointing = true, [trainer.policy.lora] (with a new run_dir): about 1.83 GB"),
+    [  # 5 GiB of state and 2 GiB a rollout: 13 GiB with four of them
+        (20, "Set [trainer.loss] micro_batch = 2 (now 4): about 9 GiB"),  # 3 is 11 GiB, above 0.75 * 13
+        (8, "Set [trainer.loss] micro_batch = 1 (now 4): about 7 GiB"),
+        (7, "Set [trainer.policy] checkpointing = true: about 5.8 GiB"),
+        (6.1, "Set [trainer.loss] micro_batch = 2 (now 4), [trainer.policy] checkpointing = true: about 5.4 GiB"),
+        (4, "Set [trainer.loss] micro_batch = 1 (now 4), [trainer.policy.lora] (with a new run_dir): about 3.03 GiB"),
+        (3, "Set [trainer.policy] checkpointing = true, [trainer.policy.lora] (with a new run_dir): about 1.83 GiB"),
     ],
 )
 def test_the_cheapest_change_that_fits_is_advised(limit: float, change: str) -> None:
-    text = advice(Configuration(4, checkpointing=False, lora=False), of, round(limit))
+    text = advice(Configuration(4, checkpointing=False, lora=False), of, round(limit * GIB))
     parts = "weights 1, reference 1, gradients 1, optimizer 2, activations 8; 4 rollouts in a pass"
-    assert text == f"An update takes about 13 GB ({parts}), and the device has {limit / 1e9:.3g} GB. {change}"
+    assert text == f"An update takes about 13 GiB ({parts}), and the device has {limit:g} GiB. {change}"
 
 
 def test_a_device_that_is_too_small_is_named() -> None:
-    text = advice(Configuration(4, checkpointing=True, lora=False), of, 10**9)
+    text = advice(Configuration(4, checkpointing=True, lora=False), of, GIB)
     assert text.endswith(
-        "the device has 1 GB. Train on a larger device, or split the policy over more ([trainer.ranks] shard): it "
-        "takes about 1.23 GB, even with [trainer.loss] micro_batch = 1 (now 4), [trainer.policy.lora] (with a new "
+        "the device has 1 GiB. Train on a larger device, or split the policy over more ([trainer.ranks] shard): it "
+        "takes about 1.23 GiB, even with [trainer.loss] micro_batch = 1 (now 4), [trainer.policy.lora] (with a new "
         "run_dir)"
     )
-    text = advice(Configuration(1, checkpointing=True, lora=True), of, 10**9)
-    assert text.endswith("or split the policy over more ([trainer.ranks] shard): it takes about 1.23 GB")
+    text = advice(Configuration(1, checkpointing=True, lora=True), of, GIB)
+    assert text.endswith("or split the policy over more ([trainer.ranks] shard): it takes about 1.23 GiB")
     assert "reference" not in text
 
 
-@given(st.integers(1, 12), st.booleans(), st.booleans(), st.floats(1e9, 60e9))
+@given(st.integers(1, 12), st.booleans(), st.booleans(), st.floats(1, 60))
 def test_advice_always_lowers_the_need(micro_batch: int, checkpointing: bool, lora: bool, limit: float) -> None:
     now = Configuration(micro_batch, checkpointing, lora)
-    text = advice(now, of, round(limit))
-    fits = [one for one in smaller(now) if of(one).total <= min(USABLE * limit, RELIEF * of(now).total)]
+    text = advice(now, of, round(limit * GIB))
+    fits = [one for one in smaller(now) if of(one).total <= min(USABLE * limit * GIB, RELIEF * of(now).total)]
     assert ("Train on a larger device" in text) == (not fits)
-    assert not fits or f"about {of(fits[0]).total / 1e9:.3g} GB" in text
+    assert not fits or f"about {of(fits[0]).total / GIB:.3g} GiB" in text

@@ -72,5 +72,5 @@ def test_one_rank_sees_what_it_wrote(tmp_path: Path) -> None:
 def test_a_lock_file_of_another_run_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_dir, "SEEN_WITHIN_S", 0.0)
     (tmp_path / LOCK).write_text("")
-    with pytest.raises(SettingsError, match=r"rank 0 on .* does not see what rank 0"):
+    with pytest.raises(SettingsError, match=r"what rank 0 on .* has written there cannot be seen by rank 0 on"):
         check_shared(tmp_path, "a token", Ranks())

@@ -158,6 +158,7 @@ def test_the_answer_element_and_the_feedback_are_separate() -> None:
     reply = " <answer>No</answer> one cat is missing "
     assert (element(reply), feedback(reply)) == ("No", "one cat is missing")
     assert (element("a cat. <answer>x</answer>"), feedback(" two ")) == ("a cat. <answer>x</answer>", "two")
+    assert (element("<answer> </answer> yes"), feedback("<answer> </answer> yes")) == ("", "yes")
 
 
 def test_each_turn_has_its_own_noise(tmp_path: Path, toy: FlowToy) -> None:

@@ -14,7 +14,7 @@ from embedded.makers import clip_scene, language
 from embedded.makers.__main__ import LANGUAGE, SCENES
 from embedded.makers.dataset import QUICK, normalised
 from services.models import transformers_clip
-from services.scorers.shared.replies import answer_of
+from synod.replies import answer_parts
 from trainer.policy.base import TextSegment
 from trainer.policy.flow import language as policy_language
 from trainer.types import Query
@@ -154,8 +154,9 @@ def test_refined_prompts_are_in_the_format_of_replies(maker: language.LanguageMa
         assert row is None
         assert words.unk_token_id not in (*ids, *words(question).input_ids)
         said = words.decode(ids, skip_special_tokens=True)
-        assert answer_of(said) is not None, said
-        assert answer == f"<answer>{answer_of(said)}</answer>"
+        refined, rest = answer_parts(said)
+        assert refined
+        assert (answer, rest) == (f"<answer>{refined}</answer>", "")
 
 
 def test_judged_images_are_right_half_of_the_time(maker: language.LanguageMaker) -> None:

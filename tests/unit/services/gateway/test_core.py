@@ -242,6 +242,19 @@ async def test_shared_references_are_decoded_once_in_order(
     assert sorted(decoded) == sorted([png[0], png[1], png[1], png[0], png[2], png[0], b"bad"])
 
 
+async def test_decoded_pixels_over_the_limit_are_named() -> None:
+    decoder = decode.Decoder(LimitSettings(max_request_pixels=1_500))
+    items = [ScoreItem(np.full((10, 100, 3), level, np.uint8)) for level in range(3)]
+    *decoded, failure = await decoder.decode(items, 0.0)
+    decoder.close()
+    assert [type(one) for one in decoded] == [ScoreItem, ScoreItem]
+    assert isinstance(failure, ScoreFailure)
+    assert failure.message == (
+        "the images of this request decoded before this one have 2,000 pixels; the limit is 1,500 ([limits] "
+        "max_request_pixels). Send fewer images in each request"
+    )
+
+
 async def test_too_many_pixels_are_refused_before_decoding(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = LimitSettings(max_image_pixels=10_000, max_request_pixels=30_000)
     small = Gateway(gateway.backend, {}, limits)

@@ -90,10 +90,18 @@ LONG_ASKED = GenEvalMetadata("geneval2", (), (), ((LONG, "Yes"),))
     [
         (ScoreRequest((), ("a",)), InvalidRequest, "empty"),
         (ScoreRequest((ITEM,)), InvalidRequest, "a, b, face"),
-        (ScoreRequest((ITEM,) * 4, ("a",)), PayloadTooLarge, "items has 4, the limit is 3"),
-        (ScoreRequest((ScoreItem(prompt=LONG),), ("a",)), PayloadTooLarge, "items[0].prompt"),
+        (ScoreRequest((ITEM,) * 4, ("a",)), PayloadTooLarge, "the request has 4 items; the limit is 3 ([limits]"),
+        (
+            ScoreRequest((ScoreItem(prompt=LONG),), ("a",)),
+            PayloadTooLarge,
+            "items[0].prompt has 8,193 characters; the limit is 8,192. Shorten it",
+        ),
         (ScoreRequest((ITEM, ScoreItem(source_prompt=LONG)), ("a",)), PayloadTooLarge, "items[1].source_prompt"),
-        (ScoreRequest((ITEM, ScoreItem(references=(b"",) * 17)), ("a",)), PayloadTooLarge, "items[1].references"),
+        (
+            ScoreRequest((ITEM, ScoreItem(references=(b"",) * 17)), ("a",)),
+            PayloadTooLarge,
+            "references has 17 images; the limit is 16. Send fewer",
+        ),
         (ScoreRequest((ScoreItem(reasoning=Reasoning(LONG, (), ())),), ("a",)), PayloadTooLarge, "reasoning.text"),
         (
             ScoreRequest((ScoreItem(reasoning=Reasoning("", ("s",) * 65, (1.0,) * 65)),), ("a",)),
@@ -101,8 +109,16 @@ LONG_ASKED = GenEvalMetadata("geneval2", (), (), ((LONG, "Yes"),))
             "reasoning.segments",
         ),
         (ScoreRequest((ScoreItem(reasoning=Reasoning("", (LONG,), (1.0,))),), ("a",)), PayloadTooLarge, "segments[0]"),
-        (ScoreRequest((ScoreItem(geneval=GENEVAL),), ("a",)), PayloadTooLarge, "items[0].geneval"),
-        (ScoreRequest((ScoreItem(geneval=ASKED),), ("a",)), PayloadTooLarge, "items[0].geneval.vqa_list has 65"),
+        (
+            ScoreRequest((ScoreItem(geneval=GENEVAL),), ("a",)),
+            PayloadTooLarge,
+            "items[0].geneval has 65 clauses in include",
+        ),
+        (
+            ScoreRequest((ScoreItem(geneval=ASKED),), ("a",)),
+            PayloadTooLarge,
+            "items[0].geneval.vqa_list has 65 questions",
+        ),
         (ScoreRequest((ScoreItem(geneval=LONG_ASKED),), ("a",)), PayloadTooLarge, "items[0].geneval.vqa_list[0][0]"),
         (ScoreRequest((ScoreItem(concept=KNOWN),), ("a",)), PayloadTooLarge, "items[0].concept.about.facts has 65"),
         (ScoreRequest((ITEM,), ("a", "b", "a", "b")), InvalidRequest, "has 4 names, but the service has 3"),

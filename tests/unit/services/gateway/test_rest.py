@@ -105,7 +105,7 @@ async def test_long_request_id_is_refused(http: httpx.AsyncClient, kind: str, ac
         assert answer.status_code == status
     error = CODECS[kind].decode_error(answer.content)
     assert error.code == "payload_too_large"
-    assert error.message == "request_id has 257 characters, the limit is 256; send a shorter one"
+    assert error.message == "request_id has 257 characters; the limit is 256. Shorten it"
 
 
 async def test_unexpected_error_is_a_500_without_details(

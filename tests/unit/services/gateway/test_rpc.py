@@ -26,7 +26,7 @@ from services.gateway.rpc_server import RpcServer
 from services.gateway.store import MemoryStore
 from services.settings import AuthSettings, EnsembleSettings, LimitSettings
 from synod.client import AsyncSynodClient, SynodClient
-from synod.client.core import Call, merge_parts
+from synod.client.core import Call
 from synod.codec import CODECS, PROTOBUF
 from synod.contracts import (
     Concept,
@@ -54,7 +54,7 @@ from synod.errors import (
 )
 from synod.images import encode_png
 from synod.protobuf import ERROR_KEY, SERVICE
-from tests.outcomes import value, values
+from tests.outcomes import merge_parts, value, values
 from tests.unit.services.gateway.conftest import Refuse
 
 LIMITS = LimitSettings(max_body_bytes=2**20, max_items=64)
@@ -360,7 +360,7 @@ async def test_deadline_of_a_call_bounds_its_timeout(channel: grpc.aio.Channel, 
 async def test_long_request_id_is_refused(client: AsyncSynodClient) -> None:
     request = ScoreRequest((grey(51),), ("mean",), request_id="r" * 257)
     for asking in (client.score(request), anext(client.stream(request))):
-        with pytest.raises(PayloadTooLarge, match=r"^request_id has 257 characters, the limit is 256"):
+        with pytest.raises(PayloadTooLarge, match=r"^request_id has 257 characters; the limit is 256"):
             await asking
 
 

@@ -80,6 +80,7 @@ def test_format_is_an_answer_at_the_start(reply: str, expected: float) -> None:
         ("<answer>maybe</answer> yes", "Yes", 0.0, 1.0),  # only the element counts where there is one
         ("Yes. No.", "Yes", 1.0, 0.0),
         ("I know: yes", "Yes", 1.0, 0.0),  # "know" is not "no"
+        ("<answer></answer> yes", "Yes", 0.0, 0.0),  # an empty element is an element, of which the trainer reads ""
         ("nothing is wrong", "No.", 0.0, 0.0),
     ],
 )

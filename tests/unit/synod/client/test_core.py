@@ -13,7 +13,6 @@ from synod.client.core import (
     RawResponse,
     describe_unready,
     error_of_response,
-    merge_parts,
     read_catalogue,
     read_digests,
     read_score,
@@ -46,6 +45,7 @@ from synod.errors import (
     Unavailable,
     UnknownScorer,
 )
+from tests.outcomes import merge_parts
 
 REQUEST = ScoreRequest((ScoreItem(prompt="a"), ScoreItem(prompt="b")), ("ber",), request_id="r")
 RESPONSE = ScoreResponse((ItemResult({"ber": Score(0.5)}), ItemResult({"ber": ScoreFailure("bad_image", "m")})), "r")

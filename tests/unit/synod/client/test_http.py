@@ -18,7 +18,6 @@ import httpx
 import pytest
 
 from synod.client import AsyncSynodClient, SynodClient
-from synod.client.core import merge_parts
 from synod.client.flows import MAX_CONCURRENT_CHUNKS
 from synod.codec import JSON, MSGPACK
 from synod.contracts import (
@@ -36,6 +35,7 @@ from synod.contracts import (
 )
 from synod.digest import digest_of
 from synod.errors import DeadlineExceeded, Overloaded, SynodError, Unavailable, UnknownImage, UnknownScorer
+from tests.outcomes import merge_parts
 
 
 @dataclass

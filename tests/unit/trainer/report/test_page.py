@@ -89,7 +89,7 @@ def test_tiles_by_hand(run: Path) -> None:
     assert found["pass rate"] == "25.0%"
     assert found["previews per step"] == "34.0"
     assert found["rewards missing"] == "1"
-    assert found["peak memory"] == "929 MB"
+    assert found["peak host memory (rank 0)"] == "0.93 GiB"
     assert found["seconds per step"] == "13.0"
 
 

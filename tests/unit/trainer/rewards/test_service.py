@@ -323,6 +323,22 @@ def test_a_reward_that_is_not_served_is_refused(said: Said) -> None:
     assert said == []
 
 
+def test_a_late_catalogue_is_read_again(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not so a late score, which is masked."""
+    monkeypatch.setattr(rewards, "BACKOFF", RetryPolicy(base_s=0.001, max_s=0.03))
+    late = iter([True, False, False])
+
+    def handle(http: httpx.Request) -> httpx.Response:
+        if next(late):
+            raise httpx.ReadTimeout("planted")
+        return httpx.Response(200, json=SERVED)
+
+    reward_settings = RewardSettings(ensemble="t2i")
+    with closing(RewardService(reward_settings, transport=httpx.MockTransport(handle), log=said.append)) as service:
+        service.check_served([BER])
+    assert said.count_of("waiting") == said.count_of("has recovered") == 1
+
+
 def test_a_service_without_ensembles_is_read(said: Said) -> None:
     with closing(catalogue(said, {"scorers": [{"name": "ber"}]})) as service:
         service.check_served([BER])

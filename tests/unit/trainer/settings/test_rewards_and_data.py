@@ -95,7 +95,7 @@ def test_sync_r1_is_rewarded_by_its_ensemble(settings_from: Make) -> None:
         (
             "",
             "scorers = { a = 0.0, b = 0 }",
-            "trainer.rewards: every weight of a, b is 0; give at least one scorer another",
+            "trainer.rewards: every weight of a, b is 0; give at least one of them a nonzero weight",
         ),
         ("", "terms = [{ scorer = 'a', weight = 0 }]", "trainer.rewards: every weight of a is 0"),
         ("", "terms = [{ scorer = 'a' }, { scorer = 'a' }]", "trainer.rewards: terms names scorer a twice; give the"),
