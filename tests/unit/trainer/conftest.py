@@ -37,5 +37,13 @@ def settings_from(world_dir: Path) -> Callable[..., TrainerSettings]:
 
 @pytest.fixture
 def tiny_settings(settings_from: Callable[..., TrainerSettings]) -> Callable[..., TrainerSettings]:
-    """`tiny_settings(STEPS="2")`: for the tiny Show-o, four denoising steps, groups of four, with overrides."""
-    return lambda **overrides: settings_from(TINY, **{"REWARDS__SURROGATE": "ber", **overrides})
+    """`tiny_settings(STEPS="2")`: for the tiny Show-o, four denoising steps, groups of four, with overrides.
+
+    Screens are not audited, so that tests can count what is drawn; "auto" has to be.
+    """
+
+    def make(**overrides: str) -> TrainerSettings:
+        unaudited = {} if "auto" in overrides.get("SCREEN__SELECT", "") else {"SCREEN__AUDIT": "0"}
+        return settings_from(TINY, **{"REWARDS__SURROGATE": "ber", **unaudited, **overrides})
+
+    return make

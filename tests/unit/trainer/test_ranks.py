@@ -399,7 +399,7 @@ def test_sigterm_to_one_rank_stops_all(
         if started and number == 0:
             os.kill(_pid_of_rank(started[0].pid, 1), signal.SIGTERM)
 
-    options = {"PROMPTS_PER_STEP": "2", "STEPS": "3"}
+    options = {"PROMPTS_PER_STEP": "2", "STEPS": "3", "SCREEN__AUDIT": "0.1"}  # the default, as torchrun reads it
     with serve(Judge()) as url:
         one = ready(REWARDS__URL=url, RUN_DIR='"one"', **options)
         assert run_module.run(one, evaluated=False) == 0

@@ -251,7 +251,7 @@ def test_policy_uses_the_sampler_settings(ready: MakeSettings) -> None:
 def command(ready: MakeSettings, world_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], list[str]]:
     """`command(url, steps)`: arguments for one reward request a step and a checkpoint every two steps."""
     ready()
-    environ = {"CHECKPOINT_EVERY": "2", "REWARD_BATCH_SIZE": "4", "REWARDS__SURROGATE": "ber"}
+    environ = {"CHECKPOINT_EVERY": "2", "REWARD_BATCH_SIZE": "4", "REWARDS__SURROGATE": "ber", "SCREEN__AUDIT": "0"}
     for key, value in environ.items():
         monkeypatch.setenv(f"SYNOD__TRAINER__{key}", value)
     toml, run = str(world_dir / "train.toml"), str(world_dir / "run")

@@ -228,7 +228,7 @@ def test_it_is_said_where_screens_move(tiny_settings: MakeSettings) -> None:
 
 def test_other_rules_are_planned_as_before(tiny_settings: MakeSettings) -> None:
     settings = tiny_settings()
-    assert fixed_plan(tasks(settings)[0], settings, 0.5) == ScreenPlan(12, 4, 1, True, 0.5, False, 0.5, 0.1)
+    assert fixed_plan(tasks(settings)[0], settings, 0.5) == ScreenPlan(12, 4, 1, True, 0.5, False, 0.5)
     unscreened = tiny_settings(SCREEN__THRESHOLD="none")
     assert fixed_plan(tasks(settings)[0], unscreened, None) == ScreenPlan(4, 4)
 
