@@ -79,6 +79,7 @@ def test_a_killed_worker_is_replaced(
             time.sleep(1)
 
     options = {"PROMPTS_PER_STEP": "2", "STEPS": "3", "CHECKPOINT_EVERY": "1"}
+    options |= {"SCREEN__AUDIT": "0.1"}  # the default, as the workers read it
     with serve(Judge()) as url, patch("trainer.state.make_optimizer", sgd):
         one = ready(REWARDS__URL=url, RUN_DIR='"one"', **options)
         assert run_module.run(one, evaluated=False) == 0

@@ -136,6 +136,10 @@ def _score(
     has_answers = {arm: items for arm, items in plans.items() if arm == "concept" or folder_of(answers, arm).exists()}
     absent = [arm for arm, items in plans.items() if items and arm not in has_answers]
     notes = [f"no control '{arm}': {folder_of(answers, arm)} does not exist" for arm in absent]
+    found = {item.column for item in plans["concept"]}
+    notes += [
+        f"column '{name}' is empty: no concept has a file for it" for name in SUITES[options.suite] if name not in found
+    ]
     rows = score(answered(has_answers, answers, options.seed), records, client, served, out)
     lines = table(rows, [one for one in MEASURES if one.scorer is None or one.scorer in served])
     lacking = sorted({name for one in plans["concept"] for name in one.scorers} - served)

@@ -73,6 +73,15 @@ def test_other_photographs_under_the_same_names_are_another_evaluation(
     assert "holds another evaluation (photographs was" in capsys.readouterr().err
 
 
+def test_a_column_without_files_is_named(evaluate: Evaluate, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in data.rglob("pure_generation.json"):
+        path.unlink()
+    assert evaluate("model", "--suite", "unify", "--data", "data", *SMALL, "--json") == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert "column 'pure' is empty: no concept has a file for it" in notes
+    assert not any("'rec'" in note for note in notes)
+
+
 def test_unify_pp_has_columns_of_its_own(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate("model", "--suite", "unify_pp", "--data", "data", *SMALL, "--json") == 0
     names = [line["measure"] for line in json.loads(capsys.readouterr().out)["table"]]
